@@ -1,0 +1,1 @@
+"""Command line client of OET: talks HTTP only."""

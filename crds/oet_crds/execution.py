@@ -1,0 +1,352 @@
+"""The ScriptExecution resource as pydantic models: camelCase on the wire, snake_case in Python.
+
+The models are frozen: a change is a new value (`model_copy(update=...)`). The CRD YAML is generated from them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import datetime
+from enum import StrEnum
+from typing import Annotated, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.alias_generators import to_camel
+
+from oet_crds.names import GROUP, KIND, VERSION
+from oet_crds.reasons import Outcome, Reason
+from oet_crds.states import DesiredState, State, is_final
+
+__all__ = [
+    "DEFAULT_GRACE_PERIOD_SECONDS",
+    "HISTORY_LIMIT",
+    "Condition",
+    "ConfigMapScript",
+    "ExecutionArgs",
+    "FileScript",
+    "FunctionArgs",
+    "GitScript",
+    "Grant",
+    "HistoryEntry",
+    "InlineScript",
+    "Metadata",
+    "Refusal",
+    "Resolved",
+    "RunnerExit",
+    "RunnerStatus",
+    "ScriptExecution",
+    "ScriptExecutionSpec",
+    "ScriptExecutionStatus",
+    "ScriptSource",
+    "StopOptions",
+    "WhenBusy",
+    "kubernetes_extension",
+]
+
+DEFAULT_GRACE_PERIOD_SECONDS = 10
+"""Between the polite and the certain end of a script: long enough for one Tango command with its 3 s time-out and a
+second try, short enough for an operator who waits."""
+
+HISTORY_LIMIT = 64
+"""Entries that `status.history` keeps. The longest usual path has 11; the rest is room for repeats."""
+
+MAX_INLINE_SOURCE_CHARS = 256 * 1024
+"""An inline script must fit a Kubernetes object (etcd refuses over 1.5 MiB) with room for arguments and status."""
+
+
+def kubernetes_extension(**extensions: Any) -> dict[str, Any]:
+    """Build the `x-kubernetes-*` keys of a schema from Python names, for `json_schema_extra`."""
+    return {"x-kubernetes-" + name.replace("_", "-"): value for name, value in extensions.items()}
+
+
+def _rule(rule: str, message: str) -> dict[str, str]:
+    return {"rule": rule, "message": message}
+
+
+class Model(BaseModel):
+    """Base of all parts of the resource: frozen, camelCase aliases, unknown fields refused."""
+
+    model_config = ConfigDict(
+        alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, use_enum_values=False
+    )
+
+    def to_wire(self) -> dict[str, Any]:
+        """Return the JSON form: camelCase, no absent fields, RFC 3339 times."""
+        return self.model_dump(mode="json", by_alias=True, exclude_none=True)
+
+
+FreeForm = Annotated[dict[str, Any], Field(json_schema_extra=kubernetes_extension(preserve_unknown_fields=True))]
+
+
+class FileScript(Model):
+    """A file in the image or on a mounted volume."""
+
+    path: str = Field(min_length=1, max_length=4096, description="Path of the script as the runner sees it.")
+
+
+class GitScript(Model):
+    """A file in a git repository."""
+
+    repository: str = Field(min_length=1, max_length=2048, description="URL of the repository.")
+    path: str = Field(min_length=1, max_length=4096, description="Path of the script in the repository.")
+    branch: str | None = Field(None, max_length=255, description="Branch; absent: the default branch.")
+    commit: str | None = Field(None, max_length=64, description="Commit; wins over the branch.")
+    create_env: bool = Field(False, description="Build the project's own Python environment first.")
+
+
+class InlineScript(Model):
+    """The script's text itself."""
+
+    source: str = Field(min_length=1, max_length=MAX_INLINE_SOURCE_CHARS, description="Python source of the script.")
+
+
+class ConfigMapScript(Model):
+    """A key of a ConfigMap in the execution's namespace."""
+
+    name: str = Field(min_length=1, max_length=253, description="Name of the ConfigMap.")
+    key: str = Field(min_length=1, max_length=253, description="Key that holds the script.")
+
+
+class ScriptSource(Model):
+    """Where the script is: exactly one of the four."""
+
+    model_config = ConfigDict(
+        json_schema_extra=kubernetes_extension(
+            validations=[
+                _rule(
+                    "[has(self.file), has(self.git), has(self.inline), has(self.configMap)].filter(x, x).size() == 1",
+                    "exactly one of file, git, inline and configMap must be given",
+                )
+            ]
+        )
+    )
+
+    file: FileScript | None = Field(None, description="A file in the image or on a mounted volume.")
+    git: GitScript | None = Field(None, description="A file in a git repository.")
+    inline: InlineScript | None = Field(None, description="The script's text itself.")
+    config_map: ConfigMapScript | None = Field(None, description="A key of a ConfigMap.")
+
+    @model_validator(mode="after")
+    def _exactly_one(self) -> Self:
+        given = [source for source in (self.file, self.git, self.inline, self.config_map) if source]
+        if len(given) != 1:
+            raise ValueError("exactly one of file, git, inline and configMap must be given")
+        return self
+
+
+class FunctionArgs(Model):
+    """Arguments of one call, passed exactly as JSON gives them."""
+
+    args: list[Any] = Field(
+        default_factory=list,
+        description="Positional arguments.",
+        json_schema_extra={"items": kubernetes_extension(preserve_unknown_fields=True)},
+    )
+    kwargs: FreeForm = Field(default_factory=dict, description="Keyword arguments.")
+
+
+class ExecutionArgs(Model):
+    """Arguments of the script's two functions."""
+
+    init: FunctionArgs | None = Field(
+        None,
+        description="Arguments of init; absent: none.",
+        json_schema_extra=kubernetes_extension(validations=[_rule("self == oldSelf", "args.init is immutable")]),
+    )
+    main: FunctionArgs | None = Field(None, description="Arguments of main; absent: none.")
+
+
+class WhenBusy(StrEnum):
+    """What happens to a start when the subarray is held by another execution."""
+
+    WAIT = "Wait"
+    REJECT = "Reject"
+
+
+class StopOptions(Model):
+    """How a stop is done."""
+
+    grace_period_seconds: float = Field(
+        DEFAULT_GRACE_PERIOD_SECONDS,
+        ge=0,
+        le=3600,
+        description="Seconds between the polite stop (SIGTERM) and the certain one (SIGKILL).",
+    )
+    abort: bool = Field(False, description="Run the abort script on the subarray after the stop.")
+
+
+class ScriptExecutionSpec(Model):
+    """What the user wants."""
+
+    model_config = ConfigDict(
+        json_schema_extra=kubernetes_extension(
+            validations=[
+                _rule(
+                    "oldSelf.desiredState != 'Stopped' || self.desiredState == 'Stopped'",
+                    "desiredState Stopped is final",
+                ),
+                _rule(
+                    "oldSelf.desiredState != 'Running' || self.desiredState == 'Ready' || "
+                    "(has(self.args) && has(self.args.main) ? self.args.main : {}) == "
+                    "(has(oldSelf.args) && has(oldSelf.args.main) ? oldSelf.args.main : {})",
+                    "args.main is immutable once Running was asked",
+                ),
+                _rule("has(self.subarray) == has(oldSelf.subarray)", "subarray is immutable"),
+            ]
+        )
+    )
+
+    script: ScriptSource = Field(
+        description="Where the script is.",
+        json_schema_extra=kubernetes_extension(validations=[_rule("self == oldSelf", "script is immutable")]),
+    )
+    args: ExecutionArgs = Field(default_factory=ExecutionArgs, description="Arguments of the script's functions.")
+    subarray: int | None = Field(
+        None,
+        ge=0,
+        le=65535,
+        description="Subarray to lock while running; absent: subarray_id of init's, then of main's kwargs.",
+        json_schema_extra=kubernetes_extension(validations=[_rule("self == oldSelf", "subarray is immutable")]),
+    )
+    desired_state: DesiredState = Field(
+        DesiredState.RUNNING, description="Ready: prepare and hold; Running: run; Stopped: stop, for good."
+    )
+    when_busy: WhenBusy = Field(WhenBusy.WAIT, description="Wait for a held subarray, or reject the start.")
+    stop: StopOptions = Field(default_factory=StopOptions, description="How a stop is done.")
+    active_deadline_seconds: int | None = Field(
+        None, ge=1, description="Stop and fail the execution this long after its creation; absent: never."
+    )
+    ready_timeout_seconds: int | None = Field(
+        None, ge=1, description="Fail the execution when it is not READY after this long; absent: never."
+    )
+    ttl_seconds_after_finished: int | None = Field(
+        None, ge=0, description="Remove the finished execution after this long; absent: keep it."
+    )
+    image: str | None = Field(
+        None, min_length=1, max_length=1024, description="Python image to run in; absent: OET's own."
+    )
+    pod_template: FreeForm | None = Field(
+        None, description="Overlay on the Pod: resources, volumes, node selector, tolerations, environment."
+    )
+
+
+class HistoryEntry(Model):
+    """A state and when it was reached."""
+
+    seq: int = Field(ge=1, description="1, 2, 3... without gaps.")
+    state: State
+    time: datetime
+
+
+class Grant(Model):
+    """Permission to start `main`, given once, by the operator alone. Holding it is holding the subarray."""
+
+    time: datetime
+    subarray: int | None = Field(None, description="The subarray held; absent: the execution needs none.")
+
+
+class Refusal(Model):
+    """A start that was refused because the subarray was busy (`whenBusy: Reject`)."""
+
+    generation: int = Field(description="The metadata.generation that asked for the start.")
+    holder: int = Field(description="Procedure id of the execution that held the subarray.")
+    message: str
+    time: datetime
+
+
+class Condition(Model):
+    """A Kubernetes condition."""
+
+    type: str
+    status: str = Field(description="True, False or Unknown.")
+    reason: str
+    message: str = ""
+    last_transition_time: datetime
+    observed_generation: int | None = None
+
+
+class Resolved(Model):
+    """What references became when they were looked up."""
+
+    commit: str | None = None
+    environment: str | None = None
+    image: str | None = None
+
+
+class RunnerExit(Model):
+    """How the script ended, as its runner saw it; written only when no process of the script was left."""
+
+    outcome: Outcome
+    reason: Reason
+    message: str
+    time: datetime
+    stacktrace: str | None = None
+    exit_code: int | None = None
+    signal: int | None = None
+
+
+class RunnerStatus(Model):
+    """What the runner saw. Written by the runner alone."""
+
+    transitions: list[HistoryEntry] = Field(default_factory=list)
+    exit: RunnerExit | None = None
+    resolved_commit: str | None = None
+
+
+class ScriptExecutionStatus(Model):
+    """What is. Each field has one writer: `runner` the runner, all others the operator."""
+
+    state: State = Field(State.CREATING, description="What the execution is doing.")
+    procedure_id: int | None = Field(None, ge=1, description="The small number that users know it by.")
+    history: list[HistoryEntry] = Field(default_factory=list, description="States reached, oldest first.")
+    pod_name: str | None = Field(None, description="The Pod (or local runner) that runs it.")
+    grant: Grant | None = Field(None, description="Permission to start main.")
+    refusal: Refusal | None = Field(None, description="The last refused start.")
+    reason: Reason | None = Field(None, description="Why it is in this state.")
+    message: str | None = Field(None, description="The reason in words.")
+    conditions: list[Condition] = Field(default_factory=list)
+    observed_generation: int | None = Field(None, description="The generation this status speaks of.")
+    resolved: Resolved | None = None
+    stacktrace: str | None = Field(None, description="Tail of the script's stack trace.")
+    runner: RunnerStatus | None = Field(None, description="What the runner saw.")
+
+
+class Metadata(Model):
+    """The part of Kubernetes' object metadata that OET uses."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    name: str
+    namespace: str = "default"
+    uid: str
+    generation: int = 1
+    resource_version: str = "1"
+    creation_timestamp: datetime
+    deletion_timestamp: datetime | None = None
+    labels: Mapping[str, str] = Field(default_factory=dict)
+    annotations: Mapping[str, str] = Field(default_factory=dict)
+
+
+class ScriptExecution(Model):
+    """One request to run a script, and what became of it."""
+
+    api_version: str = f"{GROUP}/{VERSION}"
+    kind: str = KIND
+    metadata: Metadata
+    spec: ScriptExecutionSpec
+    status: ScriptExecutionStatus = Field(default_factory=ScriptExecutionStatus)
+
+    @property
+    def uid(self) -> str:
+        """Identity of this execution, unique for ever."""
+        return self.metadata.uid
+
+    @property
+    def procedure_id(self) -> int | None:
+        """The number users know it by; None until the operator gave it one."""
+        return self.status.procedure_id
+
+    @property
+    def is_finished(self) -> bool:
+        """Tell whether the state is final."""
+        return is_final(self.status.state)

@@ -1,0 +1,57 @@
+"""The words that a runner and whoever drives it exchange.
+
+Standard library of Python 3.8 only: the runner carries this module into any image.
+
+Towards the runner, one JSON object a line, each at most once but for `stop`, which may be repeated::
+
+    {"kind": "assign", "uid": "...", "procedureId": 7, "script": {<spec.script>},
+     "init": {"args": [], "kwargs": {}} | null}
+    {"kind": "grant", "main": {"args": [], "kwargs": {}}}
+    {"kind": "stop", "gracePeriodSeconds": 10.0}
+
+From the runner, one JSON object a line::
+
+    {"kind": "hello", "pid": 123, "python": "3.11.7"}       the child interpreter is up; an assignment can come
+    {"kind": "report", "entries": [<entry>, ...]}            what was seen, in order
+    {"kind": "exit", ...}                                     the last line: see `EXIT_FIELDS`
+
+An entry has `n` (1, 2, 3... per execution, no gaps), `t` (seconds since the epoch) and `k` (`EntryKind`), and by kind::
+
+    state    "state": <State>
+    message  "topic": "script.announce", "data": {...}
+    log      "stream": "stdout" | "stderr", "line": "text"     or  "dropped": <count of lines>
+
+The exit has `n` and `t` as well (it is the last entry), `outcome` (`Outcome`), `reason` (`Reason`), `message` (text for
+people), `stacktrace` (text or null), `exitCode` and `signal` (integers or null). A runner sends it only after every process of
+the script has been reaped: whoever reads it may say STOPPED.
+
+End of file towards the runner means that its driver died: the runner then stops the script for certain and exits.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["EXIT_FIELDS", "MAX_LINE_BYTES", "MAX_STACKTRACE_CHARS", "MailKind"]
+
+
+class MailKind(str, Enum):
+    """The kinds of lines between a runner and its driver."""
+
+    ASSIGN = "assign"
+    GRANT = "grant"
+    STOP = "stop"
+    HELLO = "hello"
+    REPORT = "report"
+    EXIT = "exit"
+
+    __str__ = str.__str__
+
+
+EXIT_FIELDS = ("n", "t", "outcome", "reason", "message", "stacktrace", "exitCode", "signal")
+
+MAX_LINE_BYTES = 64 * 1024
+"""A printed line longer than this is cut in pieces: one line must not fill a buffer that 200 streams share."""
+
+MAX_STACKTRACE_CHARS = 32 * 1024
+"""The tail of a stack trace that is kept: fits Kubernetes' 1.5 MiB object limit many times."""

@@ -1,0 +1,65 @@
+"""Why an execution is where it is: one word for programs, beside the message for people.
+
+Standard library of Python 3.8 only: the runner carries this module into any image.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["Outcome", "Reason"]
+
+
+class Outcome(str, Enum):
+    """How a runner saw its script end. The operator turns it into a final state."""
+
+    COMPLETE = "Complete"
+    STOPPED = "Stopped"
+    FAILED = "Failed"
+
+    __str__ = str.__str__
+
+
+class Reason(str, Enum):
+    """The reason of a state, a refusal or a wait (`status.reason`)."""
+
+    COMPLETED = "Completed"
+    """`main` returned, or left by `sys.exit(0)`."""
+    STOP_REQUESTED = "StopRequested"
+    """A user asked for the stop."""
+    ENGINE_SHUTDOWN = "EngineShutdown"
+    """The embedded engine was shut down in order and stopped its scripts first."""
+    ENGINE_LOST = "EngineLost"
+    """The embedded engine died while this execution was active; its runner stopped the script."""
+    LOAD_FAILED = "LoadFailed"
+    """The script could not be found, read, compiled or imported."""
+    INIT_FAILED = "InitFailed"
+    """`init` raised an exception."""
+    MAIN_FAILED = "MainFailed"
+    """`main` raised an exception, or does not exist."""
+    SCRIPT_EXITED = "ScriptExited"
+    """The script left by `sys.exit(n)` with n other than 0."""
+    PROCESS_EXITED = "ProcessExited"
+    """The script's process ended by itself, for example by `os._exit`, before `main` returned."""
+    PROCESS_KILLED = "ProcessKilled"
+    """A signal that OET did not send ended the script's process."""
+    OUT_OF_MEMORY = "OutOfMemory"
+    """The kernel killed the script's process because memory ran out."""
+    RUNNER_LOST = "RunnerLost"
+    """The script's supervisor died; what was left of the script was killed."""
+    RUNNER_START_FAILED = "RunnerStartFailed"
+    """No runner could be started for this execution."""
+    READY_TIMEOUT = "ReadyTimeout"
+    """Not READY within `spec.readyTimeoutSeconds`."""
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    """Still active after `spec.activeDeadlineSeconds`."""
+    SUBARRAY_BUSY = "SubarrayBusy"
+    """Another execution is running on the subarray."""
+    UNSUPPORTED_SOURCE = "UnsupportedSource"
+    """This engine cannot fetch scripts from such a source."""
+    ORPHAN_LEFT = "OrphanLeft"
+    """Processes of the script could not be ended or not be observed; what they do is not known."""
+    NODE_LOST = "NodeLost"
+    """The node that ran the script is not reachable; what the script does is not known."""
+
+    __str__ = str.__str__

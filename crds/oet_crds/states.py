@@ -1,0 +1,83 @@
+"""The eleven states of an execution and the table of allowed transitions.
+
+Standard library of Python 3.8 only: the runner carries this module into any image.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+__all__ = ["ACTIVE_STATES", "FINAL_STATES", "TRANSITIONS", "DesiredState", "State", "is_allowed", "is_final"]
+
+
+class State(str, Enum):
+    """What an execution is doing, in the words that OET's users know."""
+
+    CREATING = "CREATING"
+    """Accepted; no process of the script exists yet."""
+    IDLE = "IDLE"
+    """The script's process is up and between two steps."""
+    PREP_ENV = "PREP_ENV"
+    """The script's own Python environment is being built."""
+    LOADING = "LOADING"
+    """The script is fetched, compiled and its module level code runs."""
+    INITIALISING = "INITIALISING"
+    """The script's `init` runs."""
+    READY = "READY"
+    """Prepared: `main` begins the moment a start is granted. Also seen for an instant after `main` returned."""
+    RUNNING = "RUNNING"
+    """The script's `main` runs."""
+    COMPLETE = "COMPLETE"
+    """Final: `main` returned, and no process of the script is left."""
+    STOPPED = "STOPPED"
+    """Final: stopped on request, and every process of the script is known to be gone."""
+    FAILED = "FAILED"
+    """Final: the script, or what it ran on, failed; the reason and the message say how."""
+    UNKNOWN = "UNKNOWN"
+    """Final: the truth cannot be known, for example because the node was lost."""
+
+    __str__ = str.__str__
+
+
+class DesiredState(str, Enum):
+    """What the user wants of an execution (`spec.desiredState`)."""
+
+    READY = "Ready"
+    """Prepare the script and hold it."""
+    RUNNING = "Running"
+    """Run `main` as soon as the script is prepared and its subarray is free."""
+    STOPPED = "Stopped"
+    """Stop it for certain. Final: there is no way back."""
+
+    __str__ = str.__str__
+
+
+FINAL_STATES: frozenset[State] = frozenset({State.COMPLETE, State.STOPPED, State.FAILED, State.UNKNOWN})
+ACTIVE_STATES: frozenset[State] = frozenset(State) - FINAL_STATES
+
+_ENDS = frozenset({State.STOPPED, State.FAILED, State.UNKNOWN})
+
+TRANSITIONS: dict[State, frozenset[State]] = {
+    State.CREATING: frozenset({State.IDLE}) | _ENDS,
+    State.IDLE: frozenset({State.PREP_ENV, State.LOADING, State.INITIALISING, State.READY}) | _ENDS,
+    State.PREP_ENV: frozenset({State.IDLE}) | _ENDS,
+    State.LOADING: frozenset({State.IDLE}) | _ENDS,
+    State.INITIALISING: frozenset({State.READY}) | _ENDS,
+    State.READY: frozenset({State.RUNNING, State.COMPLETE}) | _ENDS,
+    State.RUNNING: frozenset({State.READY}) | _ENDS,
+    State.COMPLETE: frozenset(),
+    State.STOPPED: frozenset(),
+    State.FAILED: frozenset(),
+    State.UNKNOWN: frozenset(),
+}
+"""Which states may follow a state. Data, so that code, tests and documentation share it."""
+
+
+def is_final(state: State) -> bool:
+    """Tell whether nothing can change this state any more."""
+    return state in FINAL_STATES
+
+
+def is_allowed(before: State, after: State) -> bool:
+    """Tell whether `after` may follow `before`."""
+    return after in TRANSITIONS[before]

@@ -1,0 +1,1 @@
+"""The local shell: SQLite store and child processes."""

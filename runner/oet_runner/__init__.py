@@ -1,0 +1,1 @@
+"""Runs one script for certain, inside a Pod or under the local engine."""
