@@ -22,8 +22,8 @@ An entry has `n` (1, 2, 3... per execution, no gaps), `t` (seconds since the epo
     log      "stream": "stdout" | "stderr", "line": "text"     or  "dropped": <count of lines>
 
 The exit has `n` and `t` as well (it is the last entry), `outcome` (`Outcome`), `reason` (`Reason`), `message` (text for
-people), `stacktrace` (text or null), `exitCode` and `signal` (integers or null). A runner sends it only after every process of
-the script has been reaped: whoever reads it may say STOPPED.
+people), `stacktrace` (text or null), `exitCode` and `signal` (integers or null). A runner sends it only after every
+process of the script has been reaped: whoever reads it may say STOPPED.
 
 End of file towards the runner means that its driver died: the runner then stops the script for certain and exits.
 """

@@ -1,0 +1,239 @@
+"""The local engine: the ports of `oet_crds.ports` on one machine, with no cluster, no container and no root."""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import sqlite3
+import threading
+import uuid
+from collections.abc import Callable, Collection, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from oet_crds.errors import ConflictError, OverloadedError, UnavailableError
+from oet_crds.execution import ScriptExecution, ScriptExecutionSpec
+from oet_crds.ports import Health, SpecChange, TimelineEntry
+from oet_crds.settings import EngineSettings
+from oet_crds.states import DesiredState, State
+from oet_crds.topics import EntryKind, Topic
+from oet_operator.core.specs import validate_change
+from oet_operator.local.database import Database
+from oet_operator.local.loop import EngineLoop
+from oet_operator.local.processes import ENGINE_VARIABLE, become_subreaper
+from oet_operator.local.records import build_execution
+from oet_operator.local.runner import Runner, is_isolation_available
+from oet_operator.local.store import LocalStore
+
+__all__ = ["LocalEngine", "LocalTimeline", "compute_state_dir"]
+
+_log = logging.getLogger(__name__)
+
+CHECKPOINT_SECONDS = 30.0
+"""Pause between two moves of the write-ahead log into the file: keeps it at some megabytes, and costs one fsync."""
+
+PRUNE_SECONDS = 0.02
+"""Pause between two pieces of deleting old entries, so that a stop can pass."""
+
+STOP_TIMEOUT_SECONDS = 8.0
+"""How long an ordered shutdown waits for scripts before it kills them: their grace of 5 s, and what the runner needs."""
+
+
+def compute_state_dir(configured: str, environ: Mapping[str, str], home: Path) -> Path:
+    """Return the state folder: the configured one, else `ska-oso-oet` in the XDG state folder.
+
+    See https://specifications.freedesktop.org/basedir-spec/latest/.
+    """
+    if configured:
+        return Path(configured).absolute()
+    base = environ.get("XDG_STATE_HOME") or str(home / ".local" / "state")
+    return Path(base) / "ska-oso-oet"
+
+
+class LocalTimeline:
+    """The timeline port over a local store."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._store = store
+
+    def append(self, procedure_id: int, topic: str, payload: Mapping[str, Any]) -> TimelineEntry:
+        """Store an action of the API; see `oet_crds.ports.Timeline.append`."""
+        with self._store.transaction(durable=False) as transaction:
+            return transaction.append(procedure_id, EntryKind.ACTION, topic, payload)
+
+    def read(
+        self,
+        after: int,
+        *,
+        limit: int,
+        procedure_id: int | None = None,
+        kinds: Collection[EntryKind] | None = None,
+    ) -> Sequence[TimelineEntry]:
+        """Return entries after an id; see `oet_crds.ports.Timeline.read`."""
+        return self._store.read_entries(after, limit, procedure_id, kinds)
+
+    def last_id(self) -> int:
+        """Return the id of the newest entry, 0 when there is none."""
+        return self._store.last_id()
+
+    def wait(self, after: int, timeout_seconds: float) -> bool:
+        """Wait until an entry newer than `after` exists. Returns whether one does."""
+        return self._store.wait_entries(after, timeout_seconds)
+
+
+class LocalEngine:
+    """Executions in a SQLite file, scripts in child processes. Implements `oet_crds.ports.ExecutionStore`.
+
+    Attributes:
+        timeline: The executions' timeline.
+    """
+
+    def __init__(self, settings: EngineSettings) -> None:
+        """Open the state folder.
+
+        Raises:
+            UnavailableError: The folder cannot be used; the text says why and what to do.
+        """
+        self._settings = settings
+        self._state_dir = compute_state_dir(settings.state_dir, os.environ, Path.home())
+        self._lock_file = _lock_folder(self._state_dir)
+        try:
+            self._database = Database(self._state_dir / "oet.sqlite3")
+        except (sqlite3.Error, OSError, RuntimeError, ValueError) as error:
+            self._lock_file.close()
+            raise UnavailableError(f"cannot open the store in {self._state_dir}: {error}") from error
+        self._store = LocalStore(self._database)
+        self.timeline = LocalTimeline(self._store)
+        self._mark = f"{self._database.read_store_id()}:{uuid.uuid4().hex}"
+        self._isolated = _decide_isolation(settings.isolation)
+        self._loop = EngineLoop(self._store, settings, self._start_runner)
+        self._thread = threading.Thread(target=self._loop.run, name="oet-engine", daemon=True)
+        self._stopping = threading.Event()
+        self._keeper = threading.Thread(target=self._keep_house, name="oet-housekeeping", daemon=True)
+
+    def _start_runner(self) -> Runner:
+        return Runner({**os.environ, ENGINE_VARIABLE: self._mark}, isolated=self._isolated)
+
+    # ---- life --------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Take over what an earlier engine left, and begin to work."""
+        become_subreaper()
+        self._loop.recover(self._database.read_store_id(), self._mark)
+        self._thread.start()
+        self._keeper.start()
+
+    def stop(self) -> None:
+        """Stop all scripts for certain, and close the store. The engine cannot be used again."""
+        self._stopping.set()
+        self._loop.shut_down(STOP_TIMEOUT_SECONDS)
+        self._thread.join()
+        self._keeper.join()
+        self._database.close()
+        self._lock_file.close()
+
+    def _keep_house(self) -> None:
+        """Do what nobody waits for: move the write-ahead log, delete entries of removed executions."""
+        pause = CHECKPOINT_SECONDS
+        while not self._stopping.wait(pause):
+            pause = PRUNE_SECONDS if self._store.prune_entries() else CHECKPOINT_SECONDS
+            try:
+                self._database.checkpoint()
+            except sqlite3.Error as error:
+                _log.warning("cannot move the write-ahead log: %s", error)
+
+    def observe_health(self) -> Health:
+        """Tell whether new work would be taken and done."""
+        if self._loop.is_shutting_down:
+            return Health(False, "the engine is shutting down")
+        if not self._thread.is_alive():
+            return Health(False, "the engine does not run")
+        if problem := self._loop.observe_problem():
+            return Health(False, problem)
+        isolation = "PID namespaces" if self._isolated else "process groups"
+        return Health(True, f"local engine, state in {self._state_dir}, scripts in {isolation}")
+
+    # ---- the store port ----------------------------------------------------------------------------------------------
+
+    def create(self, spec: ScriptExecutionSpec) -> ScriptExecution:
+        """Store a new execution; see `oet_crds.ports.ExecutionStore.create`."""
+        if self._loop.is_shutting_down:
+            raise UnavailableError("OET is shutting down and takes no new scripts")
+        with self._store.transaction(durable=True) as transaction:
+            active = sum(not one.is_finished for one in self._store.list())
+            if active >= self._settings.max_active:
+                raise OverloadedError(
+                    f"{active} executions are active, as many as [engine] max_active allows: stop some, or raise it", 5
+                )
+            procedure_id = self._store.allocate_procedure_id()
+            execution = transaction.put(build_execution(spec, procedure_id, datetime.now(UTC)))
+            payload = {"msg_src": str(procedure_id), "new_state": str(State.CREATING)}
+            transaction.append(procedure_id, EntryKind.STATE, Topic.STATE_CHANGE, payload)
+        self._loop.wake(procedure_id)
+        return execution
+
+    def get(self, procedure_id: int) -> ScriptExecution:
+        """Return one execution. Raises NotFoundError."""
+        return self._store.get(procedure_id)
+
+    def list(self) -> Sequence[ScriptExecution]:
+        """Return all executions, oldest first."""
+        return self._store.list()
+
+    def change(
+        self, procedure_id: int, change: SpecChange, *, if_resource_version: str | None = None
+    ) -> ScriptExecution:
+        """Change the spec of an execution; see `oet_crds.ports.ExecutionStore.change`."""
+        # A stop must get through even when the disk takes nothing.
+        durable = change.desired_state is not DesiredState.STOPPED
+        with self._store.transaction(durable=durable) as transaction:
+            execution = self._store.get(procedure_id)
+            if if_resource_version not in (None, execution.metadata.resource_version):
+                raise ConflictError(f"procedure {procedure_id} was changed meanwhile: read it again")
+            spec = validate_change(execution, change)
+            if spec == execution.spec:
+                return execution
+            metadata = execution.metadata.model_copy(update={"generation": execution.metadata.generation + 1})
+            execution = transaction.put(execution.model_copy(update={"spec": spec, "metadata": metadata}))
+        self._loop.wake(procedure_id)
+        return execution
+
+    def wait(
+        self, procedure_id: int, until: Callable[[ScriptExecution], bool], timeout_seconds: float
+    ) -> ScriptExecution:
+        """Wait until `until` holds; see `oet_crds.ports.ExecutionStore.wait`."""
+        return self._store.wait(procedure_id, until, timeout_seconds)
+
+
+def _lock_folder(folder: Path) -> Any:
+    """Make the state folder and take its lock, so that two engines never share a store.
+
+    Returns:
+        The open lock file; closing it gives the lock back.
+    """
+    try:
+        # Private: arguments and logs of scripts are nobody else's business.
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock_file = (folder / "lock").open("w")
+    except OSError as error:
+        raise UnavailableError(
+            f"cannot use the state folder {folder}: {error}; set OET_STATE_DIR to another"
+        ) from error
+    try:
+        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        lock_file.close()
+        raise UnavailableError(f"another OET uses the state folder {folder}: end it, or set OET_STATE_DIR") from error
+    return lock_file
+
+
+def _decide_isolation(wanted: str) -> bool:
+    """Return whether scripts get a PID namespace. Raises UnavailableError when it is demanded and cannot be had."""
+    if wanted == "none":
+        return False
+    available = is_isolation_available()
+    if wanted == "namespace" and not available:
+        raise UnavailableError("[engine] isolation = namespace, but unshare(1) cannot make a PID namespace here")
+    return available

@@ -1,0 +1,125 @@
+"""Building the records that the local engine stores: pure functions from what happened to values."""
+
+from __future__ import annotations
+
+import signal
+import uuid
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+from oet_crds.execution import (
+    ExecutionArgs,
+    FileScript,
+    FunctionArgs,
+    HistoryEntry,
+    Metadata,
+    RunnerExit,
+    RunnerStatus,
+    ScriptExecution,
+    ScriptExecutionSpec,
+    ScriptExecutionStatus,
+    ScriptSource,
+    WhenBusy,
+)
+from oet_crds.mailbox import MAX_STACKTRACE_CHARS
+from oet_crds.reasons import Outcome, Reason
+from oet_crds.states import DesiredState, State
+from oet_operator.local.runner import RunnerProtocolError
+
+__all__ = [
+    "build_abort_spec",
+    "build_execution",
+    "build_runner_exit",
+    "describe_process_end",
+    "with_runner_exit",
+    "with_runner_state",
+]
+
+ABORT_SCRIPT = "abort.py"
+"""Name of the abort script in the folder of the shipped scripts (upstream's name)."""
+
+
+def build_execution(spec: ScriptExecutionSpec, procedure_id: int, now: datetime, **status: Any) -> ScriptExecution:
+    """Build a new execution in state CREATING; `status` sets further status fields."""
+    return ScriptExecution(
+        metadata=Metadata(
+            name=f"procedure-{procedure_id}", uid=str(uuid.uuid4()), creation_timestamp=now, resource_version="0"
+        ),
+        spec=spec,
+        status=ScriptExecutionStatus(
+            procedure_id=procedure_id,
+            history=[HistoryEntry(seq=1, state=State.CREATING, time=now)],
+            **status,
+        ),
+    )
+
+
+def build_abort_spec(scripts_location: str, subarray: int) -> ScriptExecutionSpec:
+    """Build the request that runs the abort script on a subarray."""
+    return ScriptExecutionSpec(
+        script=ScriptSource(file=FileScript(path=f"{scripts_location}/{ABORT_SCRIPT}")),
+        args=ExecutionArgs(init=FunctionArgs(kwargs={"subarray_id": subarray})),
+        subarray=subarray,
+        desired_state=DesiredState.RUNNING,
+        when_busy=WhenBusy.WAIT,
+    )
+
+
+def _to_datetime(seconds: Any) -> datetime:
+    try:
+        return datetime.fromtimestamp(float(seconds), UTC)
+    except (TypeError, ValueError, OverflowError, OSError) as error:
+        raise RunnerProtocolError(f"not a time: {seconds!r}") from error
+
+
+def with_runner_state(execution: ScriptExecution, entry: Mapping[str, Any]) -> ScriptExecution:
+    """Return the execution with one more transition in `status.runner`. Raises RunnerProtocolError."""
+    runner = execution.status.runner or RunnerStatus()
+    try:
+        state = State(entry.get("state"))
+    except ValueError as error:
+        raise RunnerProtocolError(str(error)) from error
+    transition = HistoryEntry.model_construct(
+        seq=len(runner.transitions) + 1, state=state, time=_to_datetime(entry.get("t"))
+    )
+    return _with_runner(execution, runner.model_copy(update={"transitions": [*runner.transitions, transition]}))
+
+
+def build_runner_exit(mail: Mapping[str, Any]) -> RunnerExit:
+    """Build the record of a script's end from its runner's last mail. Raises RunnerProtocolError."""
+    stacktrace = mail.get("stacktrace")
+    try:
+        return RunnerExit(
+            outcome=Outcome(mail.get("outcome")),
+            reason=Reason(mail.get("reason")),
+            message=str(mail.get("message") or ""),
+            time=_to_datetime(mail.get("t")),
+            stacktrace=str(stacktrace)[-MAX_STACKTRACE_CHARS:] if stacktrace else None,
+            exit_code=mail.get("exitCode"),
+            signal=mail.get("signal"),
+        )
+    except ValueError as error:
+        raise RunnerProtocolError(str(error)) from error
+
+
+def with_runner_exit(execution: ScriptExecution, end: RunnerExit) -> ScriptExecution:
+    """Return the execution with the script's end in `status.runner`."""
+    runner = execution.status.runner or RunnerStatus()
+    return _with_runner(execution, runner.model_copy(update={"exit": end}))
+
+
+def _with_runner(execution: ScriptExecution, runner: RunnerStatus) -> ScriptExecution:
+    return execution.model_copy(update={"status": execution.status.model_copy(update={"runner": runner})})
+
+
+def describe_process_end(returncode: int | None) -> str:
+    """Say in words how a process ended, from `subprocess`' return code; None means that it is not known."""
+    if returncode is None:
+        return "ended in a way that is not known"
+    if returncode < 0:
+        try:
+            return f"was killed by {signal.Signals(-returncode).name}"
+        except ValueError:
+            return f"was killed by signal {-returncode}"
+    return f"ended with exit code {returncode}"

@@ -1,0 +1,35 @@
+"""A real server for system tests: in processes of its own, over real HTTP, with real scripts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from oet_support import Client, Server
+
+
+@pytest.fixture(params=["namespace", "none"])
+def isolation(request: pytest.FixtureRequest) -> str:
+    """How scripts are kept apart; tests that ask for it run once with each."""
+    return str(request.param)
+
+
+@pytest.fixture
+def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
+    """A running server; it uses the test's `isolation` if the test asks for it."""
+    settings = {"OET_SPARES": "1"}
+    if "isolation" in request.fixturenames:
+        settings["OET_ISOLATION"] = request.getfixturevalue("isolation")
+    server = Server(tmp_path, **settings)
+    server.start()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    """A client of the server."""
+    client = Client(server.port)
+    yield client
+    client.close()
