@@ -20,6 +20,7 @@ from oet_crds.states import DesiredState, State, is_final
 __all__ = [
     "DEFAULT_GRACE_PERIOD_SECONDS",
     "HISTORY_LIMIT",
+    "AbortStatus",
     "Condition",
     "ConfigMapScript",
     "ExecutionArgs",
@@ -254,6 +255,12 @@ class Refusal(Model):
     time: datetime
 
 
+class AbortStatus(Model):
+    """The abort that was asked for with a stop."""
+
+    procedure_id: int = Field(ge=1, description="Procedure id of the execution that runs the abort script.")
+
+
 class Condition(Model):
     """A Kubernetes condition."""
 
@@ -308,6 +315,7 @@ class ScriptExecutionStatus(Model):
     observed_generation: int | None = Field(None, description="The generation this status speaks of.")
     resolved: Resolved | None = None
     stacktrace: str | None = Field(None, description="Tail of the script's stack trace.")
+    abort: AbortStatus | None = Field(None, description="The abort that followed the stop.")
     runner: RunnerStatus | None = Field(None, description="What the runner saw.")
 
 

@@ -34,7 +34,7 @@ def add(store: LocalStore) -> Callable[[], ScriptExecution]:
 
     def add_execution() -> ScriptExecution:
         with store.transaction(durable=True) as transaction:
-            execution = build_execution(SPEC, store.allocate_procedure_id(), datetime.now(UTC))
+            execution = build_execution(SPEC, transaction.allocate_procedure_id(), datetime.now(UTC))
             return transaction.put(execution)
 
     return add_execution

@@ -110,7 +110,8 @@ def test_procedure_ids_are_never_reused(store: LocalStore, add: Add, database: D
     add()
     with store.transaction(durable=True) as transaction:
         transaction.remove(1)
-    assert LocalStore(database).allocate_procedure_id() == 2
+    with LocalStore(database).transaction(durable=True) as transaction:
+        assert transaction.allocate_procedure_id() == 2
 
 
 def test_entry_ids_are_never_reused(store: LocalStore, add: Add, database: Database) -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 
-from oet_crds.execution import AbortStatus, ScriptExecution
+from oet_crds.execution import AbortStatus, Grant, ScriptExecution
 from oet_crds.settings import EngineSettings
 from oet_crds.states import DesiredState, State, is_final
 from oet_crds.topics import EntryKind, Topic
-from oet_operator.core.actions import CreateAbort, CreatePod, DeleteExecution, DeletePod, Plan, StopRunner
+from oet_operator.core.actions import CreateAbort, CreatePod, DeleteExecution, DeletePod, StopRunner
 from oet_operator.core.decide import decide
 from oet_operator.core.locks import build_lock_table
 from oet_operator.core.snapshot import RunnerObservation, Snapshot
@@ -54,8 +54,8 @@ def apply_decision(
         before = execution
         execution = transaction.put(execution.model_copy(update={"status": plan.status}))
         _append_states(transaction, before, execution)
-        if execution.is_finished and not before.is_finished:
-            effects.look_at += _find_waiting(store)
+        if execution.is_finished or (execution.status.grant and not before.status.grant):
+            effects.look_at += _find_waiting(store, execution)
     for action in plan.actions:
         _apply_action(transaction, effects, execution, action, settings)
     effects.deliver.add(observed.procedure_id)
@@ -73,17 +73,20 @@ class Observed:
 
 
 def _iter_present(store: LocalStore, transaction: Transaction) -> Iterable[ScriptExecution]:
-    changed = transaction.executions
+    """Yield all executions as the transaction leaves them, the new ones too, oldest first."""
+    changed = dict(transaction.executions)
     for execution in store.list():
-        yield changed.get(execution.procedure_id or 0, execution)
+        yield changed.pop(execution.procedure_id or 0, execution)
+    yield from changed.values()
 
 
-def _find_waiting(store: LocalStore) -> list[int]:
-    """Return executions that may be waiting for the subarray that just became free."""
+def _find_waiting(store: LocalStore, changed: ScriptExecution) -> list[int]:
+    """Return the other executions that wait for a start: a subarray just changed hands."""
     return [
         execution.status.procedure_id
         for execution in store.list()
         if execution.status.procedure_id is not None
+        and execution.uid != changed.uid
         and execution.status.state is State.READY
         and execution.status.grant is None
         and execution.spec.desired_state is DesiredState.RUNNING
@@ -134,7 +137,16 @@ def _create_abort(
     settings: EngineSettings,
 ) -> None:
     """Create the abort execution and hand it the subarray, in the transaction that ends the stopped one's hold on it."""
-    ...
+    now = datetime.now(UTC)
+    grant = Grant(time=now, subarray=action.subarray) if action.inherit else None
+    procedure_id = transaction.allocate_procedure_id()
+    spec = build_abort_spec(settings.scripts_location, action.subarray)
+    transaction.put(build_execution(spec, procedure_id, now, grant=grant))
+    payload = {"msg_src": str(procedure_id), "new_state": str(State.CREATING)}
+    transaction.append(procedure_id, EntryKind.STATE, Topic.STATE_CHANGE, payload)
+    status = stopped.status.model_copy(update={"abort": AbortStatus(procedure_id=procedure_id)})
+    transaction.put(stopped.model_copy(update={"status": status}))
+    effects.look_at.append(procedure_id)
 
 
 def apply_history_limit(store: LocalStore, transaction: Transaction, limit: int) -> None:

@@ -167,7 +167,7 @@ class LocalEngine:
                 raise OverloadedError(
                     f"{active} executions are active, as many as [engine] max_active allows: stop some, or raise it", 5
                 )
-            procedure_id = self._store.allocate_procedure_id()
+            procedure_id = transaction.allocate_procedure_id()
             execution = transaction.put(build_execution(spec, procedure_id, datetime.now(UTC)))
             payload = {"msg_src": str(procedure_id), "new_state": str(State.CREATING)}
             transaction.append(procedure_id, EntryKind.STATE, Topic.STATE_CHANGE, payload)

@@ -50,7 +50,7 @@ class SparePool:
 
     def discard(self, runner: Runner) -> None:
         """Forget a spare that died, and wait longer before the next try."""
-        if self._spares.pop(runner, None) is not None:
+        if self._spares.pop(runner, None) is not None and self._size:
             self._back_off()
 
     def _back_off(self) -> None:

@@ -65,6 +65,8 @@ class At:
 
 _NOW = At()
 
+_Statements = list[Statement]
+
 
 class Transaction:
     """Changes that become durable and visible together. Only inside `LocalStore.transaction`, under the store's lock."""
@@ -75,6 +77,10 @@ class Transaction:
         self.entries: list[TimelineEntry] = []
         self.removed: list[int] = []
         self._last_id = last_id
+
+    def allocate_procedure_id(self) -> int:
+        """Return the next procedure id; it is taken when the execution that carries it was put."""
+        return max(self._store.last_procedure_id, *self.executions, 0) + 1
 
     def get(self, procedure_id: int) -> ScriptExecution | None:
         """Return an execution as it is after the changes so far, None when there is none."""
@@ -204,7 +210,7 @@ class LocalStore:
         )
         return [entry for entry, _ in zip(chosen, range(limit), strict=False)]
 
-    def _read_recent(self, after: int) -> list[TimelineEntry] | None:
+    def _read_recent(self, after: int) -> Sequence[TimelineEntry] | None:
         """Return the entries after an id from memory, None when memory does not reach back so far."""
         with self._news:
             if after >= self._last_id:
@@ -236,9 +242,10 @@ class LocalStore:
                 self._write(transaction.build_statements(), durable)
                 self._publish(transaction)
 
-    def allocate_procedure_id(self) -> int:
-        """Return the next procedure id. Only inside a transaction: it is durable with the execution that carries it."""
-        return self._last_procedure_id + 1
+    @property
+    def last_procedure_id(self) -> int:
+        """The highest procedure id that was ever given."""
+        return self._last_procedure_id
 
     def retry_unsaved(self) -> None:
         """Write what the disk did not take before."""
@@ -258,7 +265,7 @@ class LocalStore:
                 _log.warning("cannot delete entries of removed executions: %s", error)
                 return False
 
-    def _write(self, statements: list[Statement], durable: bool) -> None:
+    def _write(self, statements: _Statements, durable: bool) -> None:
         try:
             self._database.write([*self._unsaved, *statements])
         except sqlite3.Error as error:

@@ -1,0 +1,87 @@
+"""Who holds which subarray, and who is next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+
+from oet_crds.execution import ScriptExecution, WhenBusy
+from oet_crds.states import DesiredState, State
+from oet_operator.core.specs import compute_subarray
+
+__all__ = ["LockTable", "build_lock_table", "is_abort_due", "is_holding", "wants_grant"]
+
+
+@dataclass(frozen=True, slots=True)
+class LockTable:
+    """The subarrays in use.
+
+    Attributes:
+        holders: Executions that hold a subarray: subarray -> procedure id by uid. More than one only by a crash or a
+            defect; then nobody else gets it until all are done.
+        queues: Executions that wait for a subarray, first in line first: subarray -> uids.
+    """
+
+    holders: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    queues: Mapping[int, tuple[str, ...]] = field(default_factory=dict)
+
+    def find_holder(self, subarray: int, besides: str) -> int | None:
+        """Return the procedure id of a holder other than the execution `besides`, None when there is none."""
+        return next((id_ for uid, id_ in self.holders.get(subarray, {}).items() if uid != besides), None)
+
+    def is_first(self, subarray: int, uid: str) -> bool:
+        """Tell whether nobody waits for the subarray before this execution."""
+        queue = self.queues.get(subarray, ())
+        return not queue or queue[0] == uid
+
+
+def is_abort_due(execution: ScriptExecution) -> bool:
+    """Tell whether an abort was asked for with the stop and its execution does not exist yet."""
+    spec = execution.spec
+    return spec.desired_state is DesiredState.STOPPED and spec.stop.abort and execution.status.abort is None
+
+
+def is_holding(execution: ScriptExecution) -> bool:
+    """Tell whether an execution holds the subarray of its grant.
+
+    From the grant to the end; and beyond it until the abort execution has taken over, so that nobody slips in between.
+    """
+    return execution.status.grant is not None and (not execution.is_finished or is_abort_due(execution))
+
+
+def wants_grant(execution: ScriptExecution) -> bool:
+    """Tell whether an execution is prepared and may start as soon as it is granted."""
+    spec, status = execution.spec, execution.status
+    return (
+        status.state is State.READY
+        and status.grant is None
+        and spec.desired_state is DesiredState.RUNNING
+        and not is_refused(execution)
+    )
+
+
+def is_refused(execution: ScriptExecution) -> bool:
+    """Tell whether this very start was refused: it does not happen later by itself."""
+    refusal = execution.status.refusal
+    return (
+        execution.spec.when_busy is WhenBusy.REJECT
+        and refusal is not None
+        and refusal.generation == execution.metadata.generation
+    )
+
+
+def build_lock_table(executions: Iterable[ScriptExecution]) -> LockTable:
+    """Build the lock table from all executions. Pure.
+
+    Who waits is served in the order of procedure ids: the order of creation.
+    """
+    holders: dict[int, dict[str, int]] = {}
+    waiting: dict[int, list[tuple[int, str]]] = {}
+    for execution in executions:
+        grant = execution.status.grant
+        if grant is not None and grant.subarray is not None and is_holding(execution):
+            holders.setdefault(grant.subarray, {})[execution.uid] = execution.procedure_id or 0
+        elif wants_grant(execution) and (subarray := compute_subarray(execution.spec)) is not None:
+            waiting.setdefault(subarray, []).append((execution.procedure_id or 0, execution.uid))
+    queues = {subarray: tuple(uid for _, uid in sorted(queue)) for subarray, queue in waiting.items()}
+    return LockTable(holders, queues)

@@ -1,0 +1,60 @@
+"""What a decision is made from: everything observed, and the time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+
+from oet_crds.execution import ScriptExecution
+from oet_crds.reasons import Reason
+from oet_operator.core.locks import LockTable
+
+__all__ = ["Presence", "RunnerObservation", "Snapshot"]
+
+
+class Presence(Enum):
+    """Whether an execution's runner is there."""
+
+    NONE = "none"
+    """Never created, or not seen yet."""
+    STARTING = "starting"
+    """Created; it has not reported anything yet."""
+    ALIVE = "alive"
+    """It runs."""
+    GONE = "gone"
+    """Every process of the script is known to be gone."""
+    LOST = "lost"
+    """It cannot be known whether the script's processes run."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerObservation:
+    """An execution's runner as the shell sees it.
+
+    Attributes:
+        presence: Whether it is there.
+        reason: Why it is gone or lost; None when the shell does not know.
+        message: The same in words; may be empty.
+    """
+
+    presence: Presence
+    reason: Reason | None = None
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One execution and what matters to it, at one moment.
+
+    Attributes:
+        execution: The execution as stored; `status.runner` holds what its runner reported.
+        runner: Its runner as observed.
+        locks: Who holds which subarray, and who waits for it.
+        now: The time, aware, UTC.
+    """
+
+    execution: ScriptExecution
+    runner: RunnerObservation
+    locks: LockTable
+    now: datetime

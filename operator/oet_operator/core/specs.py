@@ -1,0 +1,96 @@
+"""What a spec means, and which changes of it are allowed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from oet_crds.errors import InvalidTransitionError
+from oet_crds.execution import ExecutionArgs, ScriptExecution, ScriptExecutionSpec
+from oet_crds.ports import SpecChange
+from oet_crds.states import DesiredState
+
+__all__ = ["compute_subarray", "parse_subarray", "validate_change", "validate_subarray"]
+
+SUBARRAY_KEY = "subarray_id"
+"""The keyword argument that names the subarray, by convention of the observing scripts."""
+
+
+def parse_subarray(value: Any) -> int | None:
+    """Return the subarray that a `subarray_id` argument names, None when it names none.
+
+    Scripts are called from notebooks and shells, so `1`, `1.0` and `"1"` all mean subarray 1: were one of them not understood,
+    two scripts could run on it.
+    """
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, int):
+        return value
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 10:
+        return int(value)
+    return None
+
+
+def _list_arguments(spec: ScriptExecutionSpec) -> list[Any]:
+    calls = [call for call in (spec.args.init, spec.args.main) if call]
+    return [call.kwargs[SUBARRAY_KEY] for call in calls if call.kwargs.get(SUBARRAY_KEY) is not None]
+
+
+def compute_subarray(spec: ScriptExecutionSpec) -> int | None:
+    """Return the subarray that an execution must hold while it runs, None when it needs none.
+
+    `spec.subarray`, else `subarray_id` of `init`'s keyword arguments, else of `main`'s.
+    """
+    if spec.subarray is not None:
+        return spec.subarray
+    return next((parse_subarray(value) for value in _list_arguments(spec)), None)
+
+
+def validate_subarray(spec: ScriptExecutionSpec) -> str | None:
+    """Say what is wrong with the subarray that a spec names; None when nothing is.
+
+    A subarray that is named but cannot be locked, or two different ones, are dangerous: the lock would not hold what the
+    script uses.
+    """
+    for value in _list_arguments(spec):
+        number = parse_subarray(value)
+        if number is None:
+            return f"{SUBARRAY_KEY} must be a whole number, not {value!r}"
+        locked = compute_subarray(spec)
+        if number != locked:
+            return f"{SUBARRAY_KEY} {number} differs from subarray {locked}, which the execution would hold"
+    return None
+
+
+def validate_change(execution: ScriptExecution, change: SpecChange) -> ScriptExecutionSpec:
+    """Return the spec as the change makes it; the rules are those of the CRD's validation.
+
+    Raises:
+        InvalidTransitionError: A rule forbids it; the text says which.
+    """
+    spec, state = execution.spec, execution.status.state
+    desired = spec.desired_state if change.desired_state is None else change.desired_state
+    name = f"Procedure {execution.procedure_id}"
+    if execution.is_finished and desired is not spec.desired_state:
+        raise InvalidTransitionError(f"{name} is {state}: a finished procedure takes no change", state)
+    if spec.desired_state is DesiredState.STOPPED and desired is not DesiredState.STOPPED:
+        raise InvalidTransitionError(f"{name} is being stopped, and a stop is final", state)
+    if desired is DesiredState.READY and execution.status.grant:
+        raise InvalidTransitionError(f"{name} was started; it can only be stopped", state)
+    args = spec.args
+    if change.main is not None and change.main != args.main:
+        if spec.desired_state is not DesiredState.READY:
+            raise InvalidTransitionError(f"{name} was started with other arguments of main", state)
+        args = ExecutionArgs.model_construct(init=args.init, main=change.main)
+    changed = spec.model_copy(
+        update={
+            "desired_state": desired,
+            "args": args,
+            "when_busy": change.when_busy or spec.when_busy,
+            "stop": change.stop or spec.stop,
+        }
+    )
+    if problem := validate_subarray(changed):
+        raise InvalidTransitionError(f"{name}: {problem}", state)
+    return changed

@@ -1,0 +1,217 @@
+"""The supervisor's ear: what the script's processes print, publish and report becomes entries in the spool."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+from oet_crds.states import State, is_allowed
+from oet_crds.topics import MAX_MESSAGE_BYTES, EntryKind
+from oet_runner.messages import parse_message
+from oet_runner.output import LineSplitter
+from oet_runner.verdict import Ending, Phase, compute_phase, parse_ending
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from oet_runner.channels import Channels
+    from oet_runner.polling import Poller
+    from oet_runner.spool import Spool
+
+__all__ = ["Listener"]
+
+PARTIAL_LINE_SECONDS = 0.25
+"""Silence after which the begun line is shown: a prompt or a row of dots is seen without its end."""
+
+READ_BYTES = 64 * 1024
+"""Capacity of a pipe: one read empties it."""
+
+READS_PER_PASS = 4
+"""Reads of one channel before the others have their turn: a flood of output must not keep a stop waiting."""
+
+RECORD_READS = 16
+"""Reads of the control channel at a time: all that its buffer holds, also when nobody writes to it any more."""
+
+READS_AT_END = 1024
+"""Reads of one channel at most when all processes are gone: 64 MiB, more than the largest pipe holds."""
+
+MAX_RECORD_BYTES = 1024 * 1024
+"""A record longer than this is not one of our child's: its stack trace has 32 Ki characters."""
+
+MAX_CLOCK_SKEW_SECONDS = 60.0
+"""A time in a record that is further off was not read from this machine's clock just now."""
+
+_BEGINNINGS = frozenset({State.LOADING, State.INITIALISING, State.RUNNING})
+"""What is printed in the same instant belongs after these states, and before the others."""
+
+
+def _read(fd: int, size: int) -> bytes | None:
+    """Return what can be read; empty at the end; None when there is nothing yet."""
+    try:
+        return os.read(fd, size)
+    except BlockingIOError:
+        return None
+    except OSError:
+        return b""
+
+
+class Listener:
+    """Reads the channels of one script; whatever the script writes there, it only ever harms its own entries.
+
+    Attributes:
+        is_up: The script's process waits for an assignment, or had one.
+        ending: What it said of its end; None before.
+    """
+
+    def __init__(self, channels: Channels, spool: Spool) -> None:
+        self._channels = channels
+        self._spool = spool
+        self._splitters = {channels.stdout_fd: LineSplitter(), channels.stderr_fd: LineSplitter()}
+        self._names = {channels.stdout_fd: "stdout", channels.stderr_fd: "stderr"}
+        self._open = {channels.control_fd, channels.message_fd, *self._splitters}
+        self._last_output = 0.0
+        self._record_rest = b""
+        self._state = State.CREATING
+        self._has_run = False
+        self.is_up = False
+        self.ending: Ending | None = None
+
+    @property
+    def phase(self) -> Phase:
+        """What the script's process was last known to be at."""
+        return compute_phase(self._state, has_run=self._has_run)
+
+    def watch(self, poller: Poller) -> None:
+        """Register what is waited for now."""
+        for fd in (*self._splitters, self._channels.message_fd, self._channels.control_fd):
+            readable = fd in self._open
+            if fd == self._channels.message_fd and self._spool.is_full_of_messages:
+                readable = False  # The script's next publish waits: messages are never dropped.
+            writable = fd == self._channels.control_fd and len(self._channels.to_child) > 0
+            poller.set(fd, readable=readable, writable=writable)
+
+    def compute_timeout(self, now: float) -> float | None:
+        """Return after how many seconds a begun line is to be shown; None when there is none. `now` is monotonic."""
+        if not any(splitter.has_partial for splitter in self._splitters.values()):
+            return None
+        return max(0.0, self._last_output + PARTIAL_LINE_SECONDS - now)
+
+    def receive(self, ready: dict[int, bool]) -> None:
+        """Read from the channels that are ready, and from all where the order matters."""
+        records = self._read_records() if self._channels.control_fd in ready else []
+        states = [record.get("state") for record in records]
+        # All that was printed before a record was sent can be read by now.
+        first = max((i + 1 for i, state in enumerate(states) if state in _BEGINNINGS), default=0)
+        for record in records[:first]:
+            self._accept(record)
+        for fd in self._splitters:
+            if fd in ready or records:
+                self._read_output(fd, READS_PER_PASS)
+        if self._channels.message_fd in ready or records:
+            self._read_messages(READS_PER_PASS * 16, is_closed=ready.get(self._channels.message_fd, False))
+        for record in records[first:]:
+            self._accept(record)
+        self._show_partial_lines()
+
+    def drain(self) -> None:
+        """Read all that is left, when all processes of the script are gone."""
+        records = self._read_records()
+        for fd in self._splitters:
+            self._read_output(fd, READS_AT_END)
+        self._read_messages(READS_AT_END, is_closed=True)
+        for record in records:
+            self._accept(record)
+        self._last_output = 0.0
+        self._show_partial_lines()
+
+    # ---- records of the child ------------------------------------------------------------------------------------
+
+    def receive_records(self) -> None:
+        """Read what the child has reported by now."""
+        self.receive({self._channels.control_fd: False})
+
+    def _read_records(self) -> list[dict[str, Any]]:
+        received = [self._record_rest]
+        while self._channels.control_fd in self._open and len(received) < RECORD_READS:
+            data = _read(self._channels.control_fd, READ_BYTES)
+            if data is None:
+                break
+            if not data:
+                self._open.discard(self._channels.control_fd)
+            received.append(data)
+        *lines, self._record_rest = b"".join(received).split(b"\n")
+        if len(self._record_rest) > MAX_RECORD_BYTES:
+            self._record_rest = b""
+        records = []
+        for line in filter(None, lines):
+            try:
+                record = json.loads(line)
+                if not isinstance(record, dict):
+                    raise ValueError("not a JSON object")
+                records.append(record)
+            except (ValueError, RecursionError) as error:
+                self._complain(f"a record is ignored: {error}")
+        return records
+
+    def _accept(self, record: dict[str, Any]) -> None:
+        try:
+            if "state" in record:
+                self._accept_state(State(record["state"]), record.get("t"))
+            elif "ending" in record:
+                self.ending = self.ending or parse_ending(record["ending"])
+            elif record.get("isUp") is True:
+                self.is_up = True
+        except (ValueError, TypeError, AttributeError) as error:
+            self._complain(f"a record is ignored: {error}")
+
+    def _accept_state(self, state: State, at: object) -> None:
+        if not is_allowed(self._state, state) or self.ending is not None:
+            raise ValueError(f"{state} cannot follow {self._state}")
+        now = time.time()
+        is_plausible = isinstance(at, float) and abs(at - now) < MAX_CLOCK_SKEW_SECONDS
+        self._state = state
+        self._has_run = self._has_run or state is State.RUNNING
+        self._spool.add(EntryKind.STATE, {"state": state}, float(at) if is_plausible else now)  # type: ignore[arg-type]
+
+    def _complain(self, text: str) -> None:
+        self._spool.add_lines("stderr", [f"oet_runner: {text}"[:500].encode("utf-8", "replace")], time.time())
+
+    # ---- output --------------------------------------------------------------------------------------------------
+
+    def _read_output(self, fd: int, reads: int) -> None:
+        while fd in self._open and reads > 0:
+            data = _read(fd, READ_BYTES)
+            if data is None:
+                return
+            if not data:
+                self._open.discard(fd)
+                return
+            reads -= 1
+            self._last_output = time.monotonic()
+            self._spool.add_lines(self._names[fd], self._splitters[fd].feed(data), time.time())
+
+    def _show_partial_lines(self) -> None:
+        if self.compute_timeout(time.monotonic()) == 0.0:
+            for fd, splitter in self._splitters.items():
+                self._spool.add_lines(self._names[fd], splitter.flush(), time.time())
+
+    # ---- messages ------------------------------------------------------------------------------------------------
+
+    def _read_messages(self, reads: int, *, is_closed: bool) -> None:
+        fd = self._channels.message_fd
+        while fd in self._open and reads > 0 and not self._spool.is_full_of_messages:
+            datagram = _read(fd, MAX_MESSAGE_BYTES + 1)
+            if datagram is None:
+                return
+            if not datagram and is_closed:
+                self._open.discard(fd)
+                return
+            reads -= 1
+            try:
+                topic, data = parse_message(datagram)
+            except ValueError as error:
+                self._complain(f"a message is ignored: {error}")
+                continue
+            self._spool.add(EntryKind.MESSAGE, {"topic": topic, "data": data}, time.time())
