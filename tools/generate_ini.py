@@ -1,9 +1,8 @@
-"""Write oet.ini, the settings file that ships with OET, from the settings' models."""
+"""The text of oet.ini, the settings file that ships with OET, from the settings' models."""
 
 from __future__ import annotations
 
 import textwrap
-from pathlib import Path
 
 from oet_crds.settings import Settings
 
@@ -27,7 +26,3 @@ def build_ini() -> str:
             lines.append(f"{key} = {setting.default}".rstrip())
         lines.append("")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    Path("oet.ini").write_text(build_ini(), encoding="utf-8")
