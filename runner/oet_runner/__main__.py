@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 import sys
 
 from oet_runner.channels import fork_child
@@ -27,8 +28,17 @@ def parse_arguments(arguments: list[str]) -> tuple[int, int]:
     return int(values["--mailbox-in"]), int(values["--mailbox-out"])
 
 
+def _set_up_process() -> None:
+    # Whoever started us may have closed standard files, blocked signals or ignored the end of children.
+    while os.open(os.devnull, os.O_RDWR) <= 2:
+        continue
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+
 def main() -> int:
     """Run as supervisor until the script has ended; return the exit status."""
+    _set_up_process()
     try:
         mailbox = PipeMailbox(*parse_arguments(sys.argv[1:]))
     except (ValueError, OSError) as error:

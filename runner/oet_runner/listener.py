@@ -37,13 +37,16 @@ RECORD_READS = 16
 READS_AT_END = 1024
 """Reads of one channel at most when all processes are gone: 64 MiB, more than the largest pipe holds."""
 
+EMPTY_DATAGRAMS = 8
+"""So many in a row are the end: at the end a read gives nothing, and so does an empty datagram."""
+
 MAX_RECORD_BYTES = 1024 * 1024
 """A record longer than this is not one of our child's: its stack trace has 32 Ki characters."""
 
 MAX_CLOCK_SKEW_SECONDS = 60.0
 """A time in a record that is further off was not read from this machine's clock just now."""
 
-_BEGINNINGS = frozenset({State.LOADING, State.INITIALISING, State.RUNNING})
+_BEGINNINGS = (State.LOADING, State.INITIALISING, State.RUNNING)
 """What is printed in the same instant belongs after these states, and before the others."""
 
 
@@ -101,9 +104,8 @@ class Listener:
     def receive(self, ready: dict[int, bool]) -> None:
         """Read from the channels that are ready, and from all where the order matters."""
         records = self._read_records() if self._channels.control_fd in ready else []
-        states = [record.get("state") for record in records]
         # All that was printed before a record was sent can be read by now.
-        first = max((i + 1 for i, state in enumerate(states) if state in _BEGINNINGS), default=0)
+        first = max((i + 1 for i, record in enumerate(records) if record.get("state") in _BEGINNINGS), default=0)
         for record in records[:first]:
             self._accept(record)
         for fd in self._splitters:
@@ -120,7 +122,7 @@ class Listener:
         records = self._read_records()
         for fd in self._splitters:
             self._read_output(fd, READS_AT_END)
-        self._read_messages(READS_AT_END, is_closed=True)
+        self._read_last_messages()
         for record in records:
             self._accept(record)
         self._last_output = 0.0
@@ -201,17 +203,31 @@ class Listener:
 
     def _read_messages(self, reads: int, *, is_closed: bool) -> None:
         fd = self._channels.message_fd
+        if is_closed and fd in self._open:
+            self._read_last_messages()
+            self._open.discard(fd)
         while fd in self._open and reads > 0 and not self._spool.is_full_of_messages:
             datagram = _read(fd, MAX_MESSAGE_BYTES + 1)
+            if not datagram:
+                return  # Nothing there, or an empty datagram.
+            reads -= 1
+            self._accept_message(datagram)
+
+    def _read_last_messages(self) -> None:
+        """Read what nobody can add to any more, however much it is: the kernel's buffer bounds it."""
+        empty = 0
+        while self._channels.message_fd in self._open and empty < EMPTY_DATAGRAMS:
+            datagram = _read(self._channels.message_fd, MAX_MESSAGE_BYTES + 1)
             if datagram is None:
                 return
-            if not datagram and is_closed:
-                self._open.discard(fd)
-                return
-            reads -= 1
-            try:
-                topic, data = parse_message(datagram)
-            except ValueError as error:
-                self._complain(f"a message is ignored: {error}")
-                continue
+            if datagram:
+                self._accept_message(datagram)
+            empty = 0 if datagram else empty + 1
+
+    def _accept_message(self, datagram: bytes) -> None:
+        try:
+            topic, data = parse_message(datagram)
+        except ValueError as error:
+            self._complain(f"a message is ignored: {error}")
+        else:
             self._spool.add(EntryKind.MESSAGE, {"topic": topic, "data": data}, time.time())

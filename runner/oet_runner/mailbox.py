@@ -16,9 +16,17 @@ if TYPE_CHECKING:
 else:
     Protocol = object  # Importing typing would cost every spare runner a megabyte.
 
-__all__ = ["Desired", "Mailbox", "Outbox", "PipeMailbox"]
+__all__ = ["Desired", "Mailbox", "Outbox", "PipeMailbox", "log"]
 
 READ_BYTES = 256 * 1024
+
+
+def log(text: str) -> None:
+    """Write a line to the supervisor's own standard error, whether somebody reads that or not."""
+    try:
+        print(f"oet_runner: {text}", file=sys.stderr, flush=True)
+    except (OSError, ValueError):
+        return
 
 
 class Desired:
@@ -177,7 +185,7 @@ class PipeMailbox:
                 raise ValueError("not a JSON object")
             self.desired.accept(mail, now)
         except (ValueError, RecursionError) as error:
-            print(f"oet_runner: a mail from the driver is ignored: {error}", file=sys.stderr)
+            log(f"a mail from the driver is ignored: {error}")
 
     def send(self, mail: bytes) -> None:
         """Queue one mail and send what can be sent."""

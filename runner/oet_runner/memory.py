@@ -24,8 +24,10 @@ def compute_counter_files(own_cgroups: str) -> list[str]:
     """
     files = []
     for line in own_cgroups.splitlines():
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
+        parts = line.split(":", 2)
+        if len(parts) != 3:
+            continue
+        _, controllers, path = parts
         if controllers == "":
             files += [f"/sys/fs/cgroup{path.rstrip('/')}/memory.events", "/sys/fs/cgroup/memory.events"]
         elif "memory" in controllers.split(","):

@@ -6,6 +6,9 @@ import select
 
 __all__ = ["Poller"]
 
+MAX_WAIT_SECONDS = 3600.0
+"""A longer wait is done in pieces: poll(2) counts milliseconds in 32 bits."""
+
 
 class Poller:
     """poll(2) with an idempotent way to say what is waited for."""
@@ -33,5 +36,6 @@ class Poller:
         Returns:
             The file descriptors with something to do, and whether the other end was closed.
         """
-        timeout_ms = None if timeout_seconds is None else max(0, int(timeout_seconds * 1000 + 0.999))
+        # Rounded up: a wait that ends a moment too early would be followed by a busy one.
+        timeout_ms = None if timeout_seconds is None else int(min(timeout_seconds, MAX_WAIT_SECONDS) * 1000 + 0.999)
         return {fd: bool(events & (select.POLLHUP | select.POLLERR)) for fd, events in self._poll.poll(timeout_ms)}

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
 import signal
 import sys
 import time
 
 from oet_crds.mailbox import MailKind
 from oet_runner.listener import Listener
+from oet_runner.mailbox import log
 from oet_runner.polling import Poller
 from oet_runner.spool import Spool, encode
 from oet_runner.verdict import Facts, How, decide_verdict
@@ -136,8 +136,8 @@ class Supervisor:
         self._mailbox.flush()
         if self._listener.is_up and not self._has_said_hello:
             self._has_said_hello = True
-            hello = {"kind": MailKind.HELLO, "pid": self._family.child_pid, "python": platform.python_version()}
-            self._mailbox.send(encode(hello))
+            version = ".".join(map(str, sys.version_info[:3]))
+            self._mailbox.send(encode({"kind": MailKind.HELLO, "pid": self._family.child_pid, "python": version}))
         while self._spool and not self._mailbox.has_unsent():
             batch = self._spool.take_batch()
             self._mailbox.send(b'{"kind":"%s","entries":[%s]}' % (MailKind.REPORT.encode(), batch))
@@ -201,9 +201,9 @@ class Supervisor:
     def _complain_of_stubborn(self, seconds: float) -> None:
         if seconds > STUBBORN_SECONDS and not self._has_complained:
             self._has_complained = True
-            text = f"oet_runner: a process of the script cannot be ended for {seconds:.0f} s; it is tried on"
-            print(text, file=sys.stderr, flush=True)
-            self._spool.add_lines("stderr", [text.encode()], time.time())
+            text = f"a process of the script cannot be ended for {seconds:.0f} s; it is tried on"
+            log(text)
+            self._spool.add_lines("stderr", [f"oet_runner: {text}".encode()], time.time())
 
     # ---- the end -------------------------------------------------------------------------------------------------
 

@@ -69,12 +69,15 @@ def test_ordered_shutdown_stops_scripts_and_says_so(tmp_path: Path) -> None:
     procedure = client.prepare(source)
     client.start(procedure)
     wait_until(lambda: len(find_marked(mark)) >= 2, 20, "the script does not run")
+    client.close()
     assert server.stop() == 0
     assert cleaned.exists()
     assert find_marked(mark) == []
     server.start()
     try:
-        ended = Client(server.port).get(procedure)
+        again = Client(server.port)
+        ended = again.get(procedure)
+        again.close()
         assert (ended["state"], ended["reason"]) == ("STOPPED", "EngineShutdown")
     finally:
         server.stop()
