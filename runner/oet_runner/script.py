@@ -40,7 +40,7 @@ def load_module(script: dict[str, Any]) -> types.ModuleType:
         script: `spec.script` in its wire form.
 
     Returns:
-        A module that no one can import: it is not in `sys.modules`.
+        The module. It is in `sys.modules`, because dataclasses and pickle look their module up there.
 
     Raises:
         UnsupportedSourceError: The script is neither a file nor inline.
@@ -54,6 +54,7 @@ def load_module(script: dict[str, Any]) -> types.ModuleType:
     module = types.ModuleType(USER_MODULE)
     module.__file__ = path
     sys.argv = [path]
+    sys.modules[USER_MODULE] = module
     exec(code, module.__dict__)
     return module
 

@@ -36,16 +36,28 @@ def test_arguments_reach_init_and_main_as_json_gives_them(any_runner):
     assert any_runner.lines("stdout") == ["(1, None, 'é') {'subarray_id': 2}", "([1.5, {'a': True}],) {'x': {}}"]
 
 
-def test_module_is_anonymous_and_knows_its_file(runner, tmp_path):
+def test_module_has_the_known_name_and_knows_its_file(runner, tmp_path):
     path = tmp_path / "script.py"
     path.write_text(
         "import os, sys, threading, json\n"
         "def main():\n"
-        "    print(json.dumps([__name__, __file__, __name__ in sys.modules, sys.argv, threading.current_thread().name,\n"
+        "    print(json.dumps([__name__, __file__, sys.modules[__name__].main is main, sys.argv, threading.current_thread().name,\n"
         "        os.environ['OET_PROCEDURE_ID'], os.environ['OET_EXECUTION_UID'], sys.stdin.read()]))\n"
     )
     runner.run({"file": {"path": str(path)}})
-    assert json.loads(runner.lines()[0]) == ["user_module", str(path), False, [str(path)], "7", "7", "uid-7", ""]
+    assert json.loads(runner.lines()[0]) == ["user_module", str(path), True, [str(path)], "7", "7", "uid-7", ""]
+
+
+def test_dataclasses_and_pickle_work_in_a_script(runner):
+    source = (
+        "from __future__ import annotations\n"
+        "import dataclasses, pickle, typing\n"
+        "@dataclasses.dataclass\n"
+        "class Scan:\n    kind: typing.ClassVar[str] = 'x'\n    number: int = 0\n"
+        "def main(): print(pickle.loads(pickle.dumps(Scan(7))))\n"
+    )
+    assert runner.run({"inline": {"source": source}})["outcome"] == "Complete"
+    assert runner.lines() == ["Scan(number=7)"]
 
 
 def test_path_may_be_a_file_uri_and_source_of_any_encoding(runner, tmp_path):

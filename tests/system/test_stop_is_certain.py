@@ -82,8 +82,8 @@ def main():
 }
 
 
-def _run(client: Client, server: Server, name: str, mark: str) -> int:
-    procedure = client.prepare(MARK.format(mark=mark) + CHILD + SCRIPTS[name])
+def _run(client: Client, server: Server, name: str, mark: str, subarray: int) -> int:
+    procedure = client.prepare(MARK.format(mark=mark) + CHILD + SCRIPTS[name], subarray)
     client.start(procedure)
     events = f"/procedures/{procedure}/events"
     wait_until(
@@ -92,15 +92,28 @@ def _run(client: Client, server: Server, name: str, mark: str) -> int:
     return procedure
 
 
-@pytest.mark.parametrize("name", SCRIPTS)
-def test_stopped_script_leaves_no_process(client: Client, server: Server, isolation: str, name: str) -> None:
-    mark = uuid.uuid4().hex
-    procedure = _run(client, server, name, mark)
-    body = {"state": "STOPPED"}
-    answer = client.ask("PUT", f"/procedures/{procedure}", body)
-    assert answer == {"abort_message": f"Successfully stopped script with ID {procedure}"}
-    assert find_marked(mark) == []
-    assert client.get(procedure)["state"] == "STOPPED"
+def test_stopped_scripts_leave_no_process(client: Client, server: Server, isolation: str) -> None:
+    """All at once, because those that do not listen live until the end of their grace period."""
+    marks = {name: uuid.uuid4().hex for name in SCRIPTS}
+    procedures = {name: _run(client, server, name, marks[name], number) for number, name in enumerate(SCRIPTS)}
+    left: dict[str, object] = {}
+
+    def stop(name: str) -> None:
+        own = Client(server.port)
+        answer = own.stop(procedures[name])
+        left[name] = (answer["abort_message"], find_marked(marks[name]))
+        own.close()
+
+    threads = [threading.Thread(target=stop, args=[name]) for name in SCRIPTS]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert left == {
+        name: (f"Successfully stopped script with ID {procedure}", []) for name, procedure in procedures.items()
+    }
+    for procedure in procedures.values():
+        assert client.get(procedure)["state"] == "STOPPED"
 
 
 @pytest.mark.parametrize(
@@ -110,7 +123,9 @@ def test_stopped_script_leaves_no_process(client: Client, server: Server, isolat
         pytest.param("os.kill(os.getpid(), 9)", "FAILED", "SIGKILL", id="itself"),
         pytest.param("os._exit(0)", "FAILED", "exit code 0", id="exits_the_process"),
         pytest.param("import ctypes; ctypes.string_at(0)", "FAILED", "SIGSEGV", id="segmentation_fault"),
-        pytest.param("os.kill(os.getppid(), 15); time.sleep(600)", "FAILED", "", id="terminates_the_supervisor"),
+        pytest.param(
+            "os.kill(os.getppid(), 15); time.sleep(600)", "FAILED", "supervisor", id="terminates_the_supervisor"
+        ),
         pytest.param("os.kill(os.getppid(), 9); time.sleep(600)", "FAILED", "supervisor", id="kills_the_supervisor"),
     ],
 )

@@ -114,8 +114,13 @@ def _with_reported_end(snapshot: Snapshot, status: ScriptExecutionStatus) -> Scr
     assert end is not None
     state, reason, message = _FINAL_STATE[end.outcome], end.reason, end.message
     stopping = _find_stop_reason(status)
-    if state is State.STOPPED and stopping and snapshot.execution.spec.desired_state is not DesiredState.STOPPED:
+    is_unasked = snapshot.execution.spec.desired_state is not DesiredState.STOPPED
+    if state is State.STOPPED and is_unasked and stopping:
         state, reason, message = State.FAILED, stopping, _describe(stopping)
+    elif state is State.STOPPED and is_unasked and reason is not Reason.ENGINE_SHUTDOWN:
+        # A signal to the supervisor, from the script itself or from somebody at a shell.
+        state, reason = State.FAILED, Reason.RUNNER_LOST
+        message = "the script's supervisor was told to stop by a signal that OET did not send; the script was stopped"
     elif state is State.COMPLETE and status.state is not State.READY:
         # `main` returned, says the runner, yet it never reported that: what happened between is not known.
         state, message = State.UNKNOWN, f"the runner reports the end of main, but was last seen {status.state}"

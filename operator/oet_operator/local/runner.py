@@ -168,7 +168,7 @@ class Runner:
         self._incoming = rest
         try:
             mails = [json.loads(line) for line in lines]
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise RunnerProtocolError(f"not JSON: {error}") from error
         if not all(isinstance(mail, dict) for mail in mails):
             raise RunnerProtocolError("not a JSON object")
