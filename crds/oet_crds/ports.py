@@ -13,7 +13,7 @@ from oet_crds.execution import FunctionArgs, ScriptExecution, ScriptExecutionSpe
 from oet_crds.states import DesiredState
 from oet_crds.topics import EntryKind
 
-__all__ = ["ExecutionStore", "Health", "SpecChange", "Timeline", "TimelineEntry"]
+__all__ = ["ExecutionStore", "Health", "Record", "SpecChange", "Timeline", "TimelineEntry"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +36,24 @@ class Health:
     """One line for people: what is wrong, or what is in use."""
 
 
+Record = Callable[[ScriptExecution], Sequence[tuple[str, Mapping[str, Any]]]]
+"""Topics and payloads to append to an execution's timeline. Must be quick and pure."""
+
+
 class ExecutionStore(Protocol):
     """Where executions live. All methods may be called from any thread."""
 
-    def create(self, spec: ScriptExecutionSpec) -> ScriptExecution:
+    def create(self, spec: ScriptExecutionSpec, record: Record | None = None) -> ScriptExecution:
         """Store a new execution and return it, in state CREATING, with its procedure id.
 
-        It is durable when this returns. Raises OverloadedError when too many executions are active.
+        It is durable when this returns.
+
+        Args:
+            spec: What to run.
+            record: Says, of the new execution, what to append to its timeline as actions, in the same step; None: nothing.
+
+        Raises:
+            OverloadedError: Too many executions are active.
         """
         ...
 

@@ -60,12 +60,20 @@ def _read(fd: int, size: int) -> bytes | None:
         return b""
 
 
+HOLD_SECONDS = 0.002
+"""How long the states on the way to READY wait for the next one: most scripts load and initialise in less, and one report
+costs the driver a millisecond that the script's READY would have to wait for."""
+
+_PASSING_STATES = frozenset({State.IDLE, State.LOADING, State.INITIALISING})
+
+
 class Listener:
     """Reads the channels of one script; whatever the script writes there, it only ever harms its own entries.
 
     Attributes:
         is_up: The script's process waits for an assignment, or had one.
         ending: What it said of its end; None before.
+        hold_until: Until when (monotonic seconds) a report may wait for what comes next; 0 when it may not.
     """
 
     def __init__(self, channels: Channels, spool: Spool) -> None:
@@ -80,6 +88,7 @@ class Listener:
         self._has_run = False
         self.is_up = False
         self.ending: Ending | None = None
+        self.hold_until = 0.0
 
     @property
     def phase(self) -> Phase:
@@ -176,6 +185,7 @@ class Listener:
         self._state = state
         self._has_run = self._has_run or state is State.RUNNING
         self._spool.add(EntryKind.STATE, {"state": state}, float(at) if is_plausible else now)  # type: ignore[arg-type]
+        self.hold_until = time.monotonic() + HOLD_SECONDS if state in _PASSING_STATES else 0.0
 
     def _complain(self, text: str) -> None:
         self._spool.add_lines("stderr", [f"oet_runner: {text}"[:500].encode("utf-8", "replace")], time.time())

@@ -113,6 +113,8 @@ class Supervisor:
         self._mailbox.watch(self._poller)
         self._listener.watch(self._poller)
         timeouts = [self._listener.compute_timeout(now)]
+        if self._spool and self._listener.hold_until > now:
+            timeouts.append(self._listener.hold_until - now)
         deadline = self._mailbox.desired.stop_deadline
         if self._kill_began is not None:
             timeouts.append(0.0)
@@ -138,6 +140,8 @@ class Supervisor:
             self._has_said_hello = True
             version = ".".join(map(str, sys.version_info[:3]))
             self._mailbox.send(encode({"kind": MailKind.HELLO, "pid": self._family.child_pid, "python": version}))
+        if self._listener.hold_until > time.monotonic():
+            return
         while self._spool and not self._mailbox.has_unsent():
             batch = self._spool.take_batch()
             self._mailbox.send(b'{"kind":"%s","entries":[%s]}' % (MailKind.REPORT.encode(), batch))
@@ -210,6 +214,7 @@ class Supervisor:
     def _report_exit(self) -> None:
         """Tell the driver how it ended, and wait until it has read that or is gone."""
         desired = self._mailbox.desired
+        self._listener.hold_until = 0.0
         has_verdict = self._is_assigned or (self._is_stopping and not desired.is_abandoned)
         exit_mail = self._build_exit() if has_verdict else None
         while not desired.is_abandoned:

@@ -15,7 +15,7 @@ from typing import Any
 
 from oet_crds.errors import ConflictError, OverloadedError, UnavailableError
 from oet_crds.execution import ScriptExecution, ScriptExecutionSpec
-from oet_crds.ports import Health, SpecChange, TimelineEntry
+from oet_crds.ports import Health, Record, SpecChange, TimelineEntry
 from oet_crds.settings import EngineSettings
 from oet_crds.states import DesiredState, State
 from oet_crds.topics import EntryKind, Topic
@@ -157,7 +157,7 @@ class LocalEngine:
 
     # ---- the store port ----------------------------------------------------------------------------------------------
 
-    def create(self, spec: ScriptExecutionSpec) -> ScriptExecution:
+    def create(self, spec: ScriptExecutionSpec, record: Record | None = None) -> ScriptExecution:
         """Store a new execution; see `oet_crds.ports.ExecutionStore.create`."""
         if self._loop.is_shutting_down:
             raise UnavailableError("OET is shutting down and takes no new scripts")
@@ -171,6 +171,8 @@ class LocalEngine:
             execution = transaction.put(build_execution(spec, procedure_id, datetime.now(UTC)))
             payload = {"msg_src": str(procedure_id), "new_state": str(State.CREATING)}
             transaction.append(procedure_id, EntryKind.STATE, Topic.STATE_CHANGE, payload)
+            for topic, fields in record(execution) if record else ():
+                transaction.append(procedure_id, EntryKind.ACTION, topic, fields)
         self._loop.wake(procedure_id)
         return execution
 
