@@ -7,14 +7,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from oet_cli.exits import Exit
+from oet_cli.exits import CliError, Exit
 from oet_cli.sse import ServerEvent, iterate_events
 from oet_crds.states import State
 
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["Client", "CliError", "describe_detail"]
+__all__ = ["Client", "describe_detail"]
 
 CONNECT_SECONDS = 3.05
 """A little over 3 s, TCP's first repeat of a lost packet (https://requests.readthedocs.io/en/latest/user/advanced/#timeouts)."""
@@ -27,14 +27,6 @@ STOP_SECONDS = 120.0
 
 SILENCE_SECONDS = 60.0
 """A stream sends a heartbeat every 10 s; without any for so long the connection is dead."""
-
-
-class CliError(Exception):
-    """Something went wrong that the user should read, with the exit code that tells it to programs."""
-
-    def __init__(self, message: str, code: Exit) -> None:
-        super().__init__(message)
-        self.code = code
 
 
 def describe_detail(body: object) -> str:

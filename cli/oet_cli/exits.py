@@ -6,7 +6,7 @@ from enum import IntEnum
 
 from oet_crds.states import State
 
-__all__ = ["EPILOG", "Exit", "compute_exit"]
+__all__ = ["EPILOG", "CliError", "Exit", "compute_exit"]
 
 
 class Exit(IntEnum):
@@ -30,6 +30,14 @@ class Exit(IntEnum):
     """The script's state is UNKNOWN."""
     INTERRUPTED = 130
     """Ctrl-C: 128 and the number of SIGINT, as shells do it."""
+
+
+class CliError(Exception):
+    """Something went wrong that the user should read, with the exit code that tells it to programs."""
+
+    def __init__(self, message: str, code: Exit) -> None:
+        super().__init__(message)
+        self.code = code
 
 
 EPILOG = (

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from oet_cli.client import Client, CliError
-from oet_cli.exits import Exit
+from oet_cli.client import Client
+from oet_cli.exits import CliError, Exit
 from oet_cli.texts import describe_event
 from oet_crds.states import State, is_final
 from oet_crds.topics import EntryKind, Topic
@@ -71,6 +71,8 @@ def find_new_state(entry: dict[str, Any]) -> State | None:
 def print_entry(entry: dict[str, Any]) -> None:
     """Print an entry: what the script printed on standard output, everything else on standard error."""
     payload = entry["payload"]
+    if entry["kind"] == EntryKind.ACTION:
+        return  # What was asked for is what the user of this command did.
     if entry["kind"] != EntryKind.LOG:
         click.echo(f"- {describe_event({**payload, 'topic': entry['topic']})}", err=True)
     elif "dropped" in payload:

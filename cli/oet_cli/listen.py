@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from oet_cli.client import Client, CliError
-from oet_cli.exits import Exit
+from oet_cli.client import Client
+from oet_cli.exits import CliError, Exit
 from oet_cli.texts import describe_event
 
 __all__ = ["is_wanted", "listen"]

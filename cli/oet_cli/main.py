@@ -8,8 +8,7 @@ import sys
 
 import click
 
-from oet_cli.client import CliError
-from oet_cli.exits import EPILOG, Exit
+from oet_cli.exits import EPILOG, CliError, Exit
 from oet_crds.names import API_MAJOR, DEFAULT_NAMESPACE
 
 __all__ = ["DEFAULT_URL", "cli", "main"]

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from oet_cli.arguments import parse_words
-from oet_cli.client import Client, CliError
-from oet_cli.exits import EPILOG, Exit, compute_exit
+from oet_cli.client import Client
+from oet_cli.exits import EPILOG, CliError, Exit, compute_exit
 from oet_cli.following import follow, print_entry
 from oet_cli.options import FLAG, FREE, build_script, output_option, pid_option, print_result, words_argument
 from oet_cli.run import run

@@ -12,8 +12,8 @@ from typing import Any
 import click
 
 from oet_cli.arguments import parse_words
-from oet_cli.client import Client, CliError
-from oet_cli.exits import EPILOG, Exit, compute_exit
+from oet_cli.client import Client
+from oet_cli.exits import EPILOG, CliError, Exit, compute_exit
 from oet_cli.following import find_new_state, follow, print_entry
 from oet_cli.options import FREE, build_script, words_argument
 from oet_crds.states import State

@@ -47,31 +47,20 @@ def render_list(procedures: Sequence[Mapping[str, Any]]) -> str:
 
 def render_description(procedure: Mapping[str, Any]) -> str:
     """Return all that is known of a procedure, in sections with a blank line between them."""
-    sections = [
-        build_table(["ID", "Script", "URI"], [[procedure["id"], _describe_script(procedure), procedure["uri"]]])
-    ]
+    identity = [procedure["id"], _describe_script(procedure), procedure["uri"]]
+    sections = [build_table(["ID", "Script", "URI"], [identity])]
     if procedure.get("reason"):
-        sections.append(
-            build_table(
-                ["State", "Reason", "Message"],
-                [[procedure["state"], procedure["reason"], procedure.get("message") or ""]],
-            )
-        )
-    states = procedure["history"]["process_states"]
-    sections.append(
-        build_table(["Time", "State"], [[_describe_time(at, precise=True), name] for name, at in _number_runs(states)])
-    )
+        end = [procedure["state"], procedure["reason"], procedure.get("message") or ""]
+        sections.append(build_table(["State", "Reason", "Message"], [end]))
+    states = _number_runs(procedure["history"]["process_states"])
+    sections.append(build_table(["Time", "State"], [[_describe_time(at, precise=True), name] for name, at in states]))
     calls = procedure.get("script_args", {})
     rows = [[name, call.get("args", []), call.get("kwargs", {})] for name, call in calls.items()]
     sections.append(build_table(["Method", "Arguments", "Keyword Arguments"], rows))
     git = procedure["script"].get("git_args")
     if git:
-        sections.append(
-            build_table(
-                ["Repository", "Branch", "Commit"],
-                [[git.get(f"git_{key}") or "" for key in ("repo", "branch", "commit")]],
-            )
-        )
+        place = [git.get(f"git_{key}") or "" for key in ("repo", "branch", "commit")]
+        sections.append(build_table(["Repository", "Branch", "Commit"], [place]))
     stacktrace = procedure["history"].get("stacktrace")
     if stacktrace:
         sections.append(f"Stack Trace:\n------------\n{stacktrace.rstrip()}")

@@ -56,6 +56,7 @@ _LINES: dict[str, Callable[[Event], str]] = {
     Topic.STATE_CHANGE: lambda event: f"Procedure {event['msg_src']} is {event['new_state']}",
     Topic.STACKTRACE: lambda event: f"Procedure {event['msg_src']} failed:\n{str(event['stacktrace']).rstrip()}",
     Topic.ANNOUNCE: lambda event: f"Script message: {event['msg']}",
+    Topic.PROGRESS: lambda event: f"Progress: {float(event['fraction']):.0%} {event['text']}".rstrip(),
     "sb.lifecycle.started": lambda event: f"Observation for SB {event['sbi_id']} started",
     "sb.lifecycle.finished.succeeded": lambda event: f"Observation for SB {event['sbi_id']} complete",
     "sb.lifecycle.finished.failed": lambda event: f"Observation for SB {event['sbi_id']} failed",
@@ -69,7 +70,7 @@ def describe_event(event: Event) -> str:
     if describe is not None:
         try:
             return describe(event)
-        except (KeyError, TypeError, AttributeError, IndexError):
+        except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             pass
     fields = {key: value for key, value in event.items() if key != "topic"}
     return f"{topic}: {json.dumps(fields)}"
