@@ -64,6 +64,15 @@ def _rule(rule: str, message: str) -> dict[str, str]:
     return {"rule": rule, "message": message}
 
 
+def _unchanged(field: str) -> str:
+    """Build the condition that an optional field of a spec is not changed, and neither added nor removed.
+
+    A rule at the field itself would not be asked when the field appears or goes. (`.?` would be shorter, but the API server
+    cannot bound the cost of comparing optional objects and refuses it.)
+    """
+    return f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
+
+
 class Model(BaseModel):
     """Base of all parts of the resource: frozen, camelCase aliases, unknown fields refused."""
 
@@ -76,7 +85,14 @@ class Model(BaseModel):
         return self.model_dump(mode="json", by_alias=True, exclude_none=True)
 
 
+ANY_JSON: dict[str, Any] = {**kubernetes_extension(preserve_unknown_fields=True), "nullable": True}
+"""Schema of a value that is kept as it comes. Nullable, or a rule that compares it would fail on a null."""
+
 FreeForm = Annotated[dict[str, Any], Field(json_schema_extra=kubernetes_extension(preserve_unknown_fields=True))]
+"""An object that no rule looks at: rules compare unknown fields by value only, so they take a renamed one for the same."""
+
+Keywords = Annotated[dict[str, Any], Field(json_schema_extra={"additionalProperties": ANY_JSON})]
+"""An object of any JSON whose keys and values rules can compare."""
 
 
 class FileScript(Model):
@@ -115,7 +131,7 @@ class ScriptSource(Model):
         json_schema_extra=kubernetes_extension(
             validations=[
                 _rule(
-                    "[has(self.file), has(self.git), has(self.inline), has(self.configMap)].filter(x, x).size() == 1",
+                    "[has(self.file), has(self.git), has(self.inline), has(self.configMap)].exists_one(given, given)",
                     "exactly one of file, git, inline and configMap must be given",
                 )
             ]
@@ -141,19 +157,15 @@ class FunctionArgs(Model):
     args: list[Any] = Field(
         default_factory=list,
         description="Positional arguments.",
-        json_schema_extra={"items": kubernetes_extension(preserve_unknown_fields=True)},
+        json_schema_extra={"items": ANY_JSON},
     )
-    kwargs: FreeForm = Field(default_factory=dict, description="Keyword arguments.")
+    kwargs: Keywords = Field(default_factory=dict, description="Keyword arguments.")
 
 
 class ExecutionArgs(Model):
     """Arguments of the script's two functions."""
 
-    init: FunctionArgs | None = Field(
-        None,
-        description="Arguments of init; absent: none.",
-        json_schema_extra=kubernetes_extension(validations=[_rule("self == oldSelf", "args.init is immutable")]),
-    )
+    init: FunctionArgs | None = Field(None, description="Arguments of init; absent: none.")
     main: FunctionArgs | None = Field(None, description="Arguments of main; absent: none.")
 
 
@@ -182,38 +194,40 @@ class ScriptExecutionSpec(Model):
     model_config = ConfigDict(
         json_schema_extra=kubernetes_extension(
             validations=[
+                _rule("self.script == oldSelf.script", "script is immutable"),
+                _rule(_unchanged("subarray"), "subarray is immutable: neither changed nor added nor removed"),
+                _rule(_unchanged("args.init"), "args.init is immutable: neither changed nor added nor removed"),
                 _rule(
-                    "oldSelf.desiredState != 'Stopped' || self.desiredState == 'Stopped'",
-                    "desiredState Stopped is final",
-                ),
-                _rule(
-                    "oldSelf.desiredState != 'Running' || self.desiredState == 'Ready' || "
-                    "(has(self.args) && has(self.args.main) ? self.args.main : {}) == "
-                    "(has(oldSelf.args) && has(oldSelf.args.main) ? oldSelf.args.main : {})",
+                    f"oldSelf.desiredState == '{DesiredState.READY}' || ({_unchanged('args.main')})",
                     "args.main is immutable once Running was asked",
                 ),
-                _rule("has(self.subarray) == has(oldSelf.subarray)", "subarray is immutable"),
+                _rule(
+                    f"oldSelf.desiredState != '{DesiredState.STOPPED}' || self.desiredState == '{DesiredState.STOPPED}'",
+                    "desiredState Stopped is final",
+                ),
             ]
         )
     )
 
-    script: ScriptSource = Field(
-        description="Where the script is.",
-        json_schema_extra=kubernetes_extension(validations=[_rule("self == oldSelf", "script is immutable")]),
+    script: ScriptSource = Field(description="Where the script is.")
+    args: ExecutionArgs = Field(
+        default_factory=ExecutionArgs,
+        description="Arguments of the script's functions.",
+        json_schema_extra={"default": {}},
     )
-    args: ExecutionArgs = Field(default_factory=ExecutionArgs, description="Arguments of the script's functions.")
     subarray: int | None = Field(
         None,
         ge=0,
         le=65535,
         description="Subarray to lock while running; absent: subarray_id of init's, then of main's kwargs.",
-        json_schema_extra=kubernetes_extension(validations=[_rule("self == oldSelf", "subarray is immutable")]),
     )
     desired_state: DesiredState = Field(
         DesiredState.RUNNING, description="Ready: prepare and hold; Running: run; Stopped: stop, for good."
     )
     when_busy: WhenBusy = Field(WhenBusy.WAIT, description="Wait for a held subarray, or reject the start.")
-    stop: StopOptions = Field(default_factory=StopOptions, description="How a stop is done.")
+    stop: StopOptions = Field(
+        default_factory=StopOptions, description="How a stop is done.", json_schema_extra={"default": {}}
+    )
     active_deadline_seconds: int | None = Field(
         None, ge=1, description="Stop and fail the execution this long after its creation; absent: never."
     )
@@ -235,14 +249,14 @@ class HistoryEntry(Model):
     """A state and when it was reached."""
 
     seq: int = Field(ge=1, description="1, 2, 3... without gaps.")
-    state: State
-    time: datetime
+    state: State = Field(description="The state.")
+    time: datetime = Field(description="When it was reached.")
 
 
 class Grant(Model):
     """Permission to start `main`, given once, by the operator alone. Holding it is holding the subarray."""
 
-    time: datetime
+    time: datetime = Field(description="When it was given.")
     subarray: int | None = Field(None, description="The subarray held; absent: the execution needs none.")
 
 
@@ -251,8 +265,8 @@ class Refusal(Model):
 
     generation: int = Field(description="The metadata.generation that asked for the start.")
     holder: int = Field(description="Procedure id of the execution that held the subarray.")
-    message: str
-    time: datetime
+    message: str = Field(description="The refusal in words.")
+    time: datetime = Field(description="When the start was refused.")
 
 
 class AbortStatus(Model):
@@ -264,40 +278,42 @@ class AbortStatus(Model):
 class Condition(Model):
     """A Kubernetes condition."""
 
-    type: str
+    type: str = Field(description="What it tells, in one word.")
     status: str = Field(description="True, False or Unknown.")
-    reason: str
-    message: str = ""
-    last_transition_time: datetime
-    observed_generation: int | None = None
+    reason: str = Field(description="Why, in one word for programs.")
+    message: str = Field("", description="Why, in words for people.")
+    last_transition_time: datetime = Field(description="When the status last changed.")
+    observed_generation: int | None = Field(None, description="The metadata.generation that it speaks of.")
 
 
 class Resolved(Model):
     """What references became when they were looked up."""
 
-    commit: str | None = None
-    environment: str | None = None
-    image: str | None = None
+    commit: str | None = Field(None, description="The commit that the branch named.")
+    environment: str | None = Field(None, description="The Python environment that was built or found.")
+    image: str | None = Field(None, description="The image that runs the script.")
 
 
 class RunnerExit(Model):
     """How the script ended, as its runner saw it; written only when no process of the script was left."""
 
-    outcome: Outcome
-    reason: Reason
-    message: str
-    time: datetime
-    stacktrace: str | None = None
-    exit_code: int | None = None
-    signal: int | None = None
+    outcome: Outcome = Field(description="How it ended.")
+    reason: Reason = Field(description="Why, in one word for programs.")
+    message: str = Field(description="Why, in words for people.")
+    time: datetime = Field(description="When the last process was gone.")
+    stacktrace: str | None = Field(None, description="Tail of the script's stack trace; absent: it raised nothing.")
+    exit_code: int | None = Field(None, description="Exit code of the script's process; absent: a signal ended it.")
+    signal: int | None = Field(
+        None, description="Number of the signal that ended the script's process; absent: none did."
+    )
 
 
 class RunnerStatus(Model):
     """What the runner saw. Written by the runner alone."""
 
-    transitions: list[HistoryEntry] = Field(default_factory=list)
-    exit: RunnerExit | None = None
-    resolved_commit: str | None = None
+    transitions: list[HistoryEntry] = Field(default_factory=list, description="States that it reached, oldest first.")
+    exit: RunnerExit | None = Field(None, description="How the script ended; absent: it has not, or it is not known.")
+    resolved_commit: str | None = Field(None, description="The commit that was fetched; absent: not from git.")
 
 
 class ScriptExecutionStatus(Model):
@@ -311,9 +327,13 @@ class ScriptExecutionStatus(Model):
     refusal: Refusal | None = Field(None, description="The last refused start.")
     reason: Reason | None = Field(None, description="Why it is in this state.")
     message: str | None = Field(None, description="The reason in words.")
-    conditions: list[Condition] = Field(default_factory=list)
+    conditions: list[Condition] = Field(
+        default_factory=list,
+        description="Kubernetes conditions, one of each type.",
+        json_schema_extra=kubernetes_extension(list_type="map", list_map_keys=["type"]),
+    )
     observed_generation: int | None = Field(None, description="The generation this status speaks of.")
-    resolved: Resolved | None = None
+    resolved: Resolved | None = Field(None, description="What the script's references became.")
     stacktrace: str | None = Field(None, description="Tail of the script's stack trace.")
     abort: AbortStatus | None = Field(None, description="The abort that followed the stop.")
     runner: RunnerStatus | None = Field(None, description="What the runner saw.")
@@ -324,25 +344,39 @@ class Metadata(Model):
 
     model_config = ConfigDict(extra="ignore")
 
-    name: str
-    namespace: str = "default"
-    uid: str
-    generation: int = 1
-    resource_version: str = "1"
-    creation_timestamp: datetime
-    deletion_timestamp: datetime | None = None
-    labels: Mapping[str, str] = Field(default_factory=dict)
-    annotations: Mapping[str, str] = Field(default_factory=dict)
+    name: str = Field(description="Name, unique in the namespace.")
+    namespace: str = Field("default", description="Namespace that the execution is in.")
+    uid: str = Field(description="Identity, unique for ever.")
+    generation: int = Field(1, description="Counts the changes of spec.")
+    resource_version: str = Field("1", description="Names this version, for a change that must not overwrite another.")
+    creation_timestamp: datetime = Field(description="When it was created.")
+    deletion_timestamp: datetime | None = Field(None, description="When its removal was asked for; absent: it was not.")
+    labels: Mapping[str, str] = Field(default_factory=dict, description="What it can be selected by.")
+    annotations: Mapping[str, str] = Field(default_factory=dict, description="Notes of other tools.")
 
 
 class ScriptExecution(Model):
     """One request to run a script, and what became of it."""
 
-    api_version: str = f"{GROUP}/{VERSION}"
-    kind: str = KIND
-    metadata: Metadata
-    spec: ScriptExecutionSpec
-    status: ScriptExecutionStatus = Field(default_factory=ScriptExecutionStatus)
+    model_config = ConfigDict(
+        json_schema_extra=kubernetes_extension(
+            validations=[
+                _rule(
+                    f"self.spec.desiredState != '{DesiredState.READY}' || oldSelf.spec.desiredState == self.spec.desiredState "
+                    "|| !oldSelf.?status.?grant.hasValue()",
+                    "main has begun: desiredState cannot go back to Ready, only to Stopped",
+                ),
+            ]
+        )
+    )
+
+    api_version: str = Field(f"{GROUP}/{VERSION}", description="Group and version of the resource.")
+    kind: str = Field(KIND, description="Kind of the resource.")
+    metadata: Metadata = Field(description="Standard object metadata.")
+    spec: ScriptExecutionSpec = Field(description="What the user wants.")
+    status: ScriptExecutionStatus = Field(
+        default_factory=ScriptExecutionStatus, description="What is. Nothing that a user writes here is kept."
+    )
 
     @property
     def uid(self) -> str:

@@ -1,6 +1,7 @@
 """Write the CustomResourceDefinition from the models: `python -m oet_crds.generate FOLDER`.
 
-A structural schema is stricter than JSON Schema: no references, no unions, no null; see
+A structural schema is stricter than JSON Schema: no references, no unions, no null (but in values that are kept as they
+come); see
 https://kubernetes.io/docs/tasks/extend-kubernetes/custom-resources/custom-resource-definitions/#specifying-a-structural-schema.
 """
 
@@ -13,8 +14,9 @@ from typing import Any
 
 import yaml
 
-from oet_crds.execution import ScriptExecutionSpec, ScriptExecutionStatus
+from oet_crds.execution import ScriptExecution
 from oet_crds.names import CATEGORY, GROUP, KIND, PLURAL, SHORT_NAME, VERSION
+from oet_crds.reasons import Reason
 
 __all__ = ["FILE_NAME", "build_crd", "build_structural_schema", "render_crd"]
 
@@ -22,24 +24,36 @@ FILE_NAME = f"{PLURAL}.{GROUP}.yaml"
 
 _HEADER = "# Written by `make generate` from crds/oet_crds/execution.py. Do not edit.\n"
 
-_KEPT = frozenset(
-    {"type", "description", "format", "enum", "default", "required", "pattern", "multipleOf", "uniqueItems"}
-    | {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum", "minLength", "maxLength"}
-    | {"minItems", "maxItems", "minProperties", "maxProperties"}
+_KEYWORDS = (
+    *("description", "type", "nullable", "format", "enum", "default"),
+    *("minimum", "exclusiveMinimum", "maximum", "exclusiveMaximum", "multipleOf"),
+    *("minLength", "maxLength", "pattern", "minItems", "maxItems", "minProperties", "maxProperties", "required"),
 )
-"""The keywords of JSON Schema that a structural schema may have beside its structure."""
+"""The keywords of JSON Schema that a structural schema may have beside its structure, in the order they are written in."""
 
 _COLUMNS = (
     ("ID", "integer", ".status.procedureId", "The number that users know it by."),
-    ("Script", "string", ".spec.script.file.path", "Path of the script; empty when it is not a file."),
+    # The first value found: the path of a file or in git, the name of a ConfigMap, nothing for an inline script.
+    ("Script", "string", ".spec.script.*['path','name']", "Path of the script, or the ConfigMap that holds it."),
     ("Subarray", "integer", ".spec.subarray", "Subarray that the spec names."),
     ("State", "string", ".status.state", "What it is doing."),
-    ("Reason", "string", ".status.reason", "Why it is in this state."),
     ("Age", "date", ".metadata.creationTimestamp", "Time since it was created."),
 )
 
+_WIDE_COLUMNS = (
+    ("Desired", "string", ".spec.desiredState", "What its user wants."),
+    ("Reason", "string", ".status.reason", "Why it is in this state."),
+    ("Pod", "string", ".status.podName", "The Pod that runs it."),
+)
+"""Shown by `kubectl get -o wide` only."""
+
 _SELECTABLE = (".status.state", ".status.podName", ".spec.subarray")
 """Fields that a watch may select by: the runner watches its own execution by its Pod's name."""
+
+
+_OPEN = frozenset({Reason.__name__})
+"""Enumerations that grow. An upgrade by Helm leaves the installed CRD as it is, and an older CRD must never refuse the end that a
+newer runner or operator reports."""
 
 
 def build_structural_schema(schema: Mapping[str, Any], definitions: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -54,22 +68,30 @@ def build_structural_schema(schema: Mapping[str, Any], definitions: Mapping[str,
         ValueError: It has no structural form, for example a union of two types.
     """
     flat = _resolve(schema, definitions, path)
-    kept = {key: value for key, value in flat.items() if key in _KEPT or key.startswith("x-kubernetes-")}
     for bound, plain in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
-        if bound in kept and not isinstance(kept[bound], bool):
-            kept[plain], kept[bound] = kept[bound], True
-    if kept.get("default", 0) is None:
-        del kept["default"]
-    if "properties" in flat:
-        kept["properties"] = {
-            name: build_structural_schema(part, definitions, f"{path}.{name}")
-            for name, part in flat["properties"].items()
-        }
-    elif flat.get("type") == "array":
-        kept["items"] = build_structural_schema(flat["items"], definitions, f"{path}[]")
-    if "type" not in kept and not kept.get("x-kubernetes-preserve-unknown-fields"):
+        if not isinstance(flat.get(bound, True), bool):
+            flat[plain], flat[bound] = flat[bound], True
+    if "type" not in flat and not flat.get("x-kubernetes-preserve-unknown-fields"):
         raise ValueError(f"{path} has no type, so it has no structural form")
-    return kept
+    extensions = sorted(key for key in flat if key.startswith("x-kubernetes-"))
+    kept = {key: flat[key] for key in [*_KEYWORDS, *extensions] if key in flat}
+    if kept.get("default", 0) is None:
+        del kept["default"]  # Absent is absent: nothing is stored as null.
+    return kept | _build_inside(flat, definitions, path)
+
+
+def _build_inside(flat: Mapping[str, Any], definitions: Mapping[str, Any], path: str) -> dict[str, Any]:
+    """Build what is below a schema: properties, values or items."""
+    if "properties" in flat:
+        parts = flat["properties"].items()
+        return {
+            "properties": {name: build_structural_schema(part, definitions, f"{path}.{name}") for name, part in parts}
+        }
+    if isinstance(flat.get("additionalProperties"), Mapping):
+        return {"additionalProperties": build_structural_schema(flat["additionalProperties"], definitions, f"{path}.*")}
+    if flat.get("type") == "array":
+        return {"items": build_structural_schema(flat["items"], definitions, f"{path}[]")}
+    return {}
 
 
 def _resolve(schema: Mapping[str, Any], definitions: Mapping[str, Any], path: str) -> dict[str, Any]:
@@ -88,36 +110,49 @@ def _resolve(schema: Mapping[str, Any], definitions: Mapping[str, Any], path: st
     return flat
 
 
-def _build_part(model: type[ScriptExecutionSpec] | type[ScriptExecutionStatus], name: str) -> dict[str, Any]:
-    schema = model.model_json_schema(by_alias=True)
-    return build_structural_schema(schema, schema.get("$defs", {}), name)
+def _without_defaults(schema: Any) -> Any:
+    """Return a schema whose fields are absent until somebody writes them: each field of a status has one writer."""
+    if isinstance(schema, Mapping):
+        return {key: _without_defaults(part) for key, part in schema.items() if key != "default"}
+    return schema
+
+
+def _build_schema() -> dict[str, Any]:
+    schema = ScriptExecution.model_json_schema(by_alias=True)
+    definitions = {
+        name: {key: part for key, part in definition.items() if key != "enum" or name not in _OPEN}
+        for name, definition in schema["$defs"].items()
+    }
+    properties: dict[str, Any] = {
+        "apiVersion": {"type": "string"},
+        "kind": {"type": "string"},
+        "metadata": {"type": "object"},
+    }
+    for name in ("spec", "status"):
+        properties[name] = build_structural_schema(schema["properties"][name], definitions, name)
+    properties["status"] = _without_defaults(properties["status"])
+    root = build_structural_schema({**schema, "properties": {}, "required": ["spec"]}, {}, KIND)
+    return {**root, "properties": properties}
+
+
+def _build_columns() -> list[dict[str, Any]]:
+    return [
+        {"name": name, "type": type_, "jsonPath": path, "description": about, **wide}
+        for columns, wide in ((_COLUMNS, {}), (_WIDE_COLUMNS, {"priority": 1}))
+        for name, type_, path, about in columns
+    ]
 
 
 def build_crd() -> dict[str, Any]:
     """Build the CustomResourceDefinition of ScriptExecution."""
-    root = {
-        "type": "object",
-        "description": "One request to run a script, and what became of it.",
-        "required": ["spec"],
-        "properties": {
-            "apiVersion": {"type": "string"},
-            "kind": {"type": "string"},
-            "metadata": {"type": "object"},
-            "spec": _build_part(ScriptExecutionSpec, "spec"),
-            "status": _build_part(ScriptExecutionStatus, "status"),
-        },
-    }
     version = {
         "name": VERSION,
         "served": True,
         "storage": True,
-        "schema": {"openAPIV3Schema": root},
+        "schema": {"openAPIV3Schema": _build_schema()},
         "subresources": {"status": {}},
         "selectableFields": [{"jsonPath": path} for path in _SELECTABLE],
-        "additionalPrinterColumns": [
-            {"name": name, "type": type_, "jsonPath": path, "description": about}
-            for name, type_, path, about in _COLUMNS
-        ],
+        "additionalPrinterColumns": _build_columns(),
     }
     names = {
         "kind": KIND,
@@ -135,21 +170,21 @@ def build_crd() -> dict[str, Any]:
     }
 
 
+class _Dumper(yaml.SafeDumper):
+    """Writes equal parts again in each place, instead of a reference to the first."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
 def render_crd() -> str:
     """Return the text of the CRD's YAML file; equal for equal models."""
-    # A copy without shared parts, so that the text has no YAML anchors.
-    return _HEADER + yaml.dump(_copy(build_crd()), sort_keys=False, width=120, allow_unicode=True)
-
-
-def _copy(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {key: _copy(part) for key, part in value.items()}
-    return [_copy(part) for part in value] if isinstance(value, (list, tuple)) else value
+    return _HEADER + yaml.dump(build_crd(), Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 def main() -> None:
-    """Write the CRD into the folder that the command line names."""
-    folder = Path(sys.argv[1])
+    """Write the CRD into the folder that the command line names, by default the one where it is kept."""
+    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).parents[1] / "generated"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FILE_NAME).write_text(render_crd(), encoding="utf-8")
 

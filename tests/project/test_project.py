@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import ast
+import configparser
+import importlib
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
+from importlib import metadata
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
+from oet_crds.reasons import Reason
 from oet_crds.states import State
+from oet_crds.topics import Topic
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ["api/oet_api", "cli/oet_cli", "lib/oet", "operator/oet_operator", "runner/oet_runner"]
-TRAVELLING = (
-    "import oet_crds.states, oet_crds.reasons, oet_crds.topics, oet_crds.names, oet_crds.mailbox, oet_runner, oet"
-)
+TRAVELLING = """
+import importlib, pkgutil
+import oet, oet_runner
+for name in ("states", "reasons", "topics", "names", "mailbox"):
+    importlib.import_module("oet_crds." + name)
+for package in (oet, oet_runner):
+    for module in pkgutil.iter_modules(package.__path__):
+        if module.name != "__main__":
+            importlib.import_module(package.__name__ + "." + module.name)
+"""
 
 
 def _list_files() -> list[Path]:
@@ -36,24 +49,52 @@ def _read(path: Path) -> str:
     return path.read_text(encoding="utf-8", errors="ignore")
 
 
+def _import_generator() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "tools"))
+    try:
+        return importlib.import_module("generate")
+    finally:
+        sys.path.pop(0)
+
+
 def test_no_package_shadows_the_standard_library() -> None:
-    for folder in ("operator", "tests"):
-        assert not (ROOT / folder / "__init__.py").exists()
-    assert not (ROOT / "tests/operator/__init__.py").exists()
+    for pattern in ("operator/__init__.py", "tests/__init__.py", "tests/*/__init__.py"):
+        assert list(ROOT.glob(pattern)) == []
     code = "import operator; print(operator.add(1, 2))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, check=True).stdout == b"3\n"
+    for folder in (ROOT, ROOT / "operator", ROOT / "tests"):
+        done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, check=True)
+        assert done.stdout == b"3\n", folder
 
 
-def test_lock_file_names_no_address() -> None:
-    assert "://" not in _read(ROOT / "requirements.lock")
+def test_lock_file_names_no_address_and_pins_by_hash() -> None:
+    text = _read(ROOT / "requirements.lock")
+    assert "://" not in text
+    pinned = re.findall(r"^[A-Za-z0-9].*", text, re.M)
+    assert pinned
+    assert all("==" in line and line.endswith("\\") for line in pinned)
 
 
-def test_no_file_names_a_path_of_this_machine() -> None:
-    # Split, so that this file does not find itself.
-    words = re.compile("|".join(["/ro" + "ot/", "/wo" + "rk/", "/home/" + r"\w+/"]))
+@pytest.mark.parametrize(
+    "words",
+    [
+        # In parts, so that this file does not find itself.
+        pytest.param(["/ro" + "ot/", "/wo" + "rk/", "/home/" + r"[\w-]+/"], id="path_of_a_machine"),
+        pytest.param([word + suffix for word in ("pypi", "pythonhosted") for suffix in (r"\.org",)], id="pypi"),
+        pytest.param(["npm" + r"js\.(org|com)", "proxy" + r"\.golang\.org"], id="npm_or_go"),
+        pytest.param([r"(docker|ghcr|quay|gcr|k8s\.gcr)" + r"\.io", "registry" + r"\.k8s\.io"], id="images"),
+    ],
+)
+def test_no_file_names_what_only_one_machine_has(words: list[str]) -> None:
+    pattern = re.compile("|".join(words))
     for path in _list_files():
-        if "static" not in path.parts:
-            assert not words.search(_read(path)), path
+        if "static" not in path.parts:  # swagger-ui's files are not ours
+            found = pattern.search(_read(path))
+            assert not found, f"{path}: {found.group()}"
+
+
+@pytest.mark.parametrize("name", _import_generator().PAGES)
+def test_generated_file_is_what_the_code_says(name: str) -> None:
+    assert _read(ROOT / name) == _import_generator().PAGES[name](), "run `make generate`"
 
 
 def test_every_decision_record_has_its_parts() -> None:
@@ -74,12 +115,18 @@ def test_every_news_fragment_says_what_sort_it_is() -> None:
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_no_state_is_written_as_a_string(package: str) -> None:
-    states = {str(state) for state in State}
+def test_no_word_of_the_vocabulary_is_written_as_a_string(package: str) -> None:
+    words = {str(word): type(word).__name__ for kind in (State, Reason, Topic) for word in kind}
     for path in (ROOT / package).rglob("*.py"):
-        tree = ast.parse(_read(path))
-        found = [node for node in ast.walk(tree) if isinstance(node, ast.Constant) and node.value in states]
-        assert not found, f"{path}:{found[0].lineno}: use oet_crds.states.State"  # type: ignore[attr-defined]
+        for node in ast.walk(ast.parse(_read(path))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and node.value in words:
+                pytest.fail(f"{path}:{node.lineno}: use oet_crds' {words[node.value]} for {node.value!r}")
+
+
+@pytest.mark.parametrize("page", [path for path in _list_files() if path.suffix == ".md"], ids=lambda path: path.name)
+def test_links_of_a_page_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", re.sub(r"`[^`]*`", "", _read(page))):
+        assert (page.parent / target).exists(), f"{page}: {target}"
 
 
 def test_every_target_is_in_the_help() -> None:
@@ -91,15 +138,30 @@ def test_every_target_is_in_the_help() -> None:
         assert f"make {target} " in shown, target
 
 
-def test_wheel_has_all_packages_and_the_settings(tmp_path: Path) -> None:
+def test_wheel_has_all_that_an_installation_needs(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path)]
     subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (wheel,) = tmp_path.glob("*.whl")
-    names = zipfile.ZipFile(wheel).namelist()
+    (path,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        names = set(wheel.namelist())
+        (listed,) = [name for name in names if name.endswith("entry_points.txt")]
+        scripts = configparser.ConfigParser()
+        scripts.read_string(wheel.read(listed).decode())
+        settings = wheel.read("oet_crds/oet.ini").decode()
+    committed = {path for path in _list_files() if "__pycache__" not in path.parts}
     for package in [*PACKAGES, "crds/oet_crds"]:
-        assert f"{package.split('/')[1]}/__init__.py" in names
-    assert "oet_crds/oet.ini" in names
-    assert any(name.startswith("oet_api/static/") for name in names)
+        parent = (ROOT / package).parent
+        wanted = {str(path.relative_to(parent)) for path in committed if path.is_relative_to(ROOT / package)}
+        assert wanted <= names
+    assert settings == _read(ROOT / "oet.ini")
+    assert set(scripts["console_scripts"]) == {"oet", "oet-api"}
+    assert not [name for name in names if name.startswith(("tests/", "tools/", "examples/"))]
+
+
+@pytest.mark.parametrize("name", ["oet", "oet-api"])
+def test_installed_command_leads_to_a_function(name: str) -> None:
+    (script,) = metadata.entry_points(group="console_scripts", name=name)
+    assert callable(script.load())
 
 
 def _find_python(version: str) -> str | None:
@@ -116,5 +178,6 @@ def test_what_travels_with_the_runner_imports_in_any_python(version: str) -> Non
     python = _find_python(version)
     if python is None:
         pytest.skip(f"no Python {version} here")
-    environ = {"PYTHONPATH": ":".join(str(ROOT / folder) for folder in ("crds", "runner", "lib"))}
+    folders = ":".join(str(ROOT / folder) for folder in ("crds", "runner", "lib"))
+    environ = {"PYTHONPATH": folders, "PYTHONDONTWRITEBYTECODE": "1"}
     subprocess.run([python, "-W", "error", "-c", TRAVELLING], env=environ, check=True, timeout=60)

@@ -1,0 +1,78 @@
+"""What the CRD's rules allow, the models and the embedded engine allow as well, and nothing else.
+
+The rules themselves run in the API server; `spec_changes.yaml` is for a test against a real one, too.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from pydantic import ValidationError
+
+from oet_crds.errors import InvalidTransitionError
+from oet_crds.execution import Grant, Metadata, ScriptExecution, ScriptExecutionSpec, ScriptExecutionStatus
+from oet_crds.ports import SpecChange
+from oet_operator.core.specs import validate_change
+
+CASES = yaml.safe_load(Path(__file__).with_name("spec_changes.yaml").read_text())
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+def _parse(spec: dict[str, Any]) -> ScriptExecutionSpec:
+    script = spec.get("script", {"file": {"path": "a.py"}})
+    if script.get("file") == {"path": "*long"}:
+        script = {"file": {"path": "x" * 4097}}
+    return ScriptExecutionSpec.model_validate({**spec, "script": script})
+
+
+def _is_expressible(case: dict[str, Any]) -> bool:
+    """Tell whether a change touches only what the port between API and engine can change at all."""
+    if "before" not in case:
+        return False
+    before, after = _parse(case["before"]), _parse(case["after"])
+    fixed = {"desired_state", "when_busy", "stop", "args"}
+    is_main_removed = before.args.main is not None and after.args.main is None
+    return (
+        before.model_dump(exclude=fixed) == after.model_dump(exclude=fixed)
+        and before.args.init == after.args.init
+        and not is_main_removed
+    )
+
+
+CREATIONS = [pytest.param(case, id=case["name"]) for case in CASES if "before" not in case]
+CHANGES = [pytest.param(case, id=case["name"]) for case in CASES if _is_expressible(case)]
+
+
+@pytest.mark.parametrize("case", CREATIONS)
+def test_spec_is_accepted_exactly_when_the_crd_accepts_it(case: dict[str, Any]) -> None:
+    if case["allowed"]:
+        _parse(case["after"])
+    else:
+        with pytest.raises(ValidationError):
+            _parse(case["after"])
+
+
+@pytest.mark.parametrize("case", CHANGES)
+def test_change_is_allowed_by_the_engine_exactly_when_the_crd_allows_it(case: dict[str, Any]) -> None:
+    grant = Grant(time=NOW) if case.get("granted") else None
+    execution = ScriptExecution(
+        metadata=Metadata(name="one", uid="u", creation_timestamp=NOW),
+        spec=_parse(case["before"]),
+        status=ScriptExecutionStatus(procedure_id=1, grant=grant),
+    )
+    wanted = _parse(case["after"])
+    change = SpecChange(wanted.desired_state, wanted.args.main, wanted.when_busy, wanted.stop)
+    if case["allowed"]:
+        assert validate_change(execution, change) == wanted
+    else:
+        with pytest.raises(InvalidTransitionError):
+            validate_change(execution, change)
+
+
+def test_names_of_the_cases_are_unique_and_both_verdicts_occur() -> None:
+    assert len({case["name"] for case in CASES}) == len(CASES)
+    assert {param.values[0]["allowed"] for param in CHANGES} == {True, False}
