@@ -91,7 +91,9 @@ class Server:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", "oet_api"], env=self.environ, stdout=log, stderr=log, start_new_session=True
             )
-        wait_until(self.is_ready, 30, f"the server is not ready: {self.read_log()}")
+        wait_until(lambda: self._process.poll() is not None or self.is_ready(), 30, "the server is not ready")  # type: ignore[union-attr]
+        if self._process.poll() is not None:
+            raise ChildProcessError(f"the server ended with {self._process.returncode}: {self.read_log()}")
 
     def read_log(self) -> str:
         """Return what the server printed."""

@@ -85,5 +85,5 @@ def test_ordered_shutdown_stops_scripts_and_says_so(tmp_path: Path) -> None:
 
 def test_second_server_on_the_same_state_folder_is_refused(server: Server, tmp_path: Path) -> None:
     second = Server(tmp_path)
-    with pytest.raises(TimeoutError, match="another OET uses the state folder"):
+    with pytest.raises(ChildProcessError, match="another OET uses the state folder"):
         second.start()

@@ -1,0 +1,57 @@
+"""`python -m oet_api`: the REST server with the embedded engine."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from oet_api.app import observe_version
+from oet_api.server import Engine, run_server
+from oet_api.services import compute_base
+from oet_crds.errors import UnavailableError
+from oet_crds.settings import ServerSettings, SettingsError, load_settings
+from oet_operator.local.engine import LocalEngine
+
+__all__ = ["build_greeting", "main"]
+
+_EVERYWHERE = ("0.0.0.0", "::")
+
+
+def build_greeting(settings: ServerSettings, host: str, port: int) -> str:
+    """Return what a person at the terminal needs to know. Pure."""
+    name = "localhost" if host in _EVERYWHERE else f"[{host}]" if ":" in host else host
+    url = f"http://{name}:{port}{compute_base(settings)}"
+    defaults = ServerSettings()
+    is_usual = name in ("localhost", "127.0.0.1") and (port, settings.namespace) == (defaults.port, defaults.namespace)
+    prefix = "" if is_usual else f"OET_URL={url} "
+    everywhere = " (all addresses of this machine)" if host in _EVERYWHERE else ""
+    return (
+        f"OET {observe_version()} is ready at {url}{everywhere}\n"
+        f"  Look at the API:   {url}/ui\n"
+        f"  Run a script:      {prefix}oet procedure run examples/hello.py\n"
+        f"  Stop the server:   Ctrl-C\n"
+    )
+
+
+def main() -> None:
+    """Run the server until it is told to stop; exit with 1 if it cannot run."""
+    logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        settings = load_settings(os.environ)
+
+        def make_engine() -> Engine:
+            return LocalEngine(settings.engine)
+
+        def greet(host: str, port: int) -> None:
+            print(build_greeting(settings.server, host, port), end="", flush=True)
+
+        code = run_server(settings.server, make_engine, greet)
+    except (SettingsError, UnavailableError) as error:
+        print(f"oet: {error}", file=sys.stderr)
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,147 @@
+"""Pure decisions about starts and stops: an execution as seen, and what was asked, in; what to do out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum, auto
+
+from oet_crds.errors import InvalidTransitionError
+from oet_crds.execution import FunctionArgs, Refusal, ScriptExecution, WhenBusy
+from oet_crds.states import DesiredState, State
+
+__all__ = [
+    "MAX_SUBARRAY",
+    "SUBARRAY_KEY",
+    "Join",
+    "compute_subarrays",
+    "decide_abort",
+    "decide_start",
+    "describe_end",
+    "find_refusal",
+    "is_start_settled",
+    "is_stop_repeated",
+    "parse_subarray",
+]
+
+MAX_SUBARRAY = 65535
+"""As `spec.subarray` of the custom resource allows."""
+
+SUBARRAY_KEY = "subarray_id"
+"""The keyword argument that names the subarray, by convention of the observing scripts."""
+
+
+class Join(Enum):
+    """How a request to start relates to what was asked before."""
+
+    ASKED = auto()
+    """Nobody asked yet: this request does, and waits for the outcome."""
+    JOINED = auto()
+    """Somebody asked, the engine has not spoken: wait for the same outcome."""
+    NONE = auto()
+    """Granted already, or waiting by somebody's wish: answer what is."""
+
+
+def decide_start(execution: ScriptExecution, main: FunctionArgs | None) -> Join:
+    """Return what a request to start has to do.
+
+    Args:
+        execution: As seen now.
+        main: Arguments that come with the request; None: none come.
+
+    Raises:
+        InvalidTransitionError: The execution cannot be started as it is.
+    """
+    number, state = execution.procedure_id, execution.status.state
+    desired = execution.spec.desired_state
+    if execution.is_finished:
+        raise InvalidTransitionError(f"Cannot start PID {number}: it is {state}", state)
+    if desired is DesiredState.STOPPED:
+        raise InvalidTransitionError(f"Cannot start PID {number}: it is being stopped", state)
+    if desired is DesiredState.RUNNING:
+        _check_same_args(execution, main)
+        is_open = execution.status.grant is None and execution.spec.when_busy is WhenBusy.REJECT
+        return Join.JOINED if is_open and state is State.READY else Join.NONE
+    if state is not State.READY:
+        raise InvalidTransitionError(f"Procedure {number} is {state}; start it when it is READY", state)
+    return Join.ASKED
+
+
+def _check_same_args(execution: ScriptExecution, main: FunctionArgs | None) -> None:
+    recorded = execution.spec.args.main or FunctionArgs()
+    if main is not None and main != recorded:
+        raise InvalidTransitionError(
+            f"Cannot start PID {execution.procedure_id}: it is started already, with other arguments of main",
+            execution.status.state,
+        )
+
+
+def find_refusal(execution: ScriptExecution, generation: int) -> Refusal | None:
+    """Return the refusal of the start that was asked with a generation, or with a later one; None if there is none."""
+    refusal = execution.status.refusal
+    return refusal if refusal is not None and refusal.generation >= generation else None
+
+
+def is_start_settled(generation: int) -> Callable[[ScriptExecution], bool]:
+    """Return a test for `ExecutionStore.wait`: whether the start asked with a generation was granted, refused or is moot."""
+
+    def is_settled(execution: ScriptExecution) -> bool:
+        return (
+            execution.status.grant is not None
+            or find_refusal(execution, generation) is not None
+            or execution.is_finished
+            or execution.spec.desired_state is DesiredState.STOPPED
+        )
+
+    return is_settled
+
+
+def parse_subarray(value: object) -> int | None:
+    """Return the subarray that a `subarray_id` argument names, None when it names none that can be locked.
+
+    Scripts are called from notebooks and shells, so `1`, `1.0` and `"1"` all mean subarray 1.
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        value = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
+        return None
+    return int(value) if 0 <= value <= MAX_SUBARRAY else None
+
+
+def compute_subarrays(execution: ScriptExecution) -> list[int]:
+    """Return the different subarrays that an execution holds, or names; the one that a start locks first."""
+    grant, spec = execution.status.grant, execution.spec
+    if grant is not None and grant.subarray is not None:
+        return [grant.subarray]
+    if spec.subarray is not None:
+        return [spec.subarray]
+    named = [
+        parse_subarray(args.kwargs.get(SUBARRAY_KEY)) for args in (spec.args.init, spec.args.main) if args is not None
+    ]
+    return list(dict.fromkeys(number for number in named if number is not None))
+
+
+def decide_abort(execution: ScriptExecution) -> int:
+    """Return the subarray to abort after a stop. Raises InvalidTransitionError, before anything is stopped."""
+    subarrays = compute_subarrays(execution)
+    if len(subarrays) == 1:
+        return subarrays[0]
+    found = "Multiple subarray IDs found" if subarrays else "Subarray ID not specified"
+    raise InvalidTransitionError(
+        f"Cannot stop and abort procedure {execution.procedure_id}: {found}, so it is not clear what to abort. "
+        "Nothing was stopped: stop it without abort",
+        execution.status.state,
+    )
+
+
+def is_stop_repeated(execution: ScriptExecution, abort: bool) -> bool:
+    """Tell whether an execution was stopped just as this request asks: its answer is true for this request as well."""
+    spec = execution.spec
+    is_stopped = execution.status.state is State.STOPPED and spec.desired_state is DesiredState.STOPPED
+    return is_stopped and (spec.stop.abort or not abort)
+
+
+def describe_end(execution: ScriptExecution) -> str:
+    """Return the state of an execution with its message, for people."""
+    status = execution.status
+    return f"{status.state}: {status.message}" if status.message else str(status.state)

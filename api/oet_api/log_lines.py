@@ -1,0 +1,123 @@
+"""What a script printed, as lines of text or as events, read from the timeline page by page."""
+
+from __future__ import annotations
+
+import contextlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from oet_api.sse import FAREWELL, HEARTBEAT, OPENING, build_frame
+from oet_api.streams import LOOK_SECONDS, Pace, join_chunks
+from oet_crds.errors import NotFoundError
+from oet_crds.ports import ExecutionStore, Timeline, TimelineEntry
+from oet_crds.topics import EntryKind
+
+__all__ = ["LogReader", "LogRequest", "build_line"]
+
+PAGE = 1000
+"""Lines read at once."""
+
+PAUSE_SECONDS = 0.05
+"""Least time between two looks of one follower: lines come in batches, and a flood must not cost a look each."""
+
+
+@dataclass(frozen=True, slots=True)
+class LogRequest:
+    """Which lines, and how.
+
+    Attributes:
+        procedure_id: Whose lines.
+        after: Timeline id after which lines are sent.
+        tail: Only so many of the last lines there are now; None for all.
+        follow: Go on until the procedure has ended.
+        as_events: Server-sent events with ids and heartbeats instead of plain text.
+    """
+
+    procedure_id: int
+    after: int = 0
+    tail: int | None = None
+    follow: bool = False
+    as_events: bool = False
+
+
+def build_line(entry: TimelineEntry) -> bytes:
+    """Return a log entry as a line of text."""
+    line = entry.payload.get("line")
+    text = f"[oet: {entry.payload.get('dropped')} lines dropped]" if line is None else str(line)
+    return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class LogReader:
+    """Reads and follows printed lines.
+
+    Attributes:
+        store: Tells whether the procedure has ended.
+        timeline: Has the lines.
+        pace: When to send comments, for events.
+        is_stopping: Tells whether the server stops.
+    """
+
+    store: ExecutionStore
+    timeline: Timeline
+    pace: Pace
+    is_stopping: Callable[[], bool]
+
+    def iterate(self, request: LogRequest, is_gone: Callable[[], bool]) -> Iterator[bytes]:
+        """Yield the bytes of an answer; see `LogRequest`.
+
+        Args:
+            request: Which lines, and how.
+            is_gone: Tells whether the client closed the connection.
+        """
+        build = build_frame if request.as_events else build_line
+        if request.as_events:
+            yield OPENING
+        after, first = self._read_tail(request)
+        yield from join_chunks(build(entry) for entry in first)
+        quiet_since = self.pace.clock()
+        while not self.is_stopping():
+            is_over = not request.follow or self._is_finished(request.procedure_id)
+            newest = self.timeline.last_id()
+            page = self._read_page(request.procedure_id, after)
+            for chunk in join_chunks(build(entry) for entry in page):
+                yield chunk
+                quiet_since = self.pace.clock()
+            after = page[-1].id if len(page) == PAGE else max([after, newest, *(entry.id for entry in page[-1:])])
+            if len(page) == PAGE:
+                continue
+            if is_over or is_gone():
+                return
+            if request.as_events and self.pace.clock() - quiet_since >= self.pace.heartbeat_seconds:
+                yield HEARTBEAT
+                quiet_since = self.pace.clock()
+            self._wait(after, request)
+        if request.as_events:
+            yield FAREWELL
+
+    def _read_tail(self, request: LogRequest) -> tuple[int, Sequence[TimelineEntry]]:
+        """Return the last lines if only those are wanted, and the id after which to go on."""
+        if request.tail is None:
+            return request.after, ()
+        last: deque[TimelineEntry] = deque(maxlen=request.tail)
+        after = request.after
+        while page := self._read_page(request.procedure_id, after):
+            last.extend(page)
+            after = page[-1].id
+        return after, tuple(last)
+
+    def _read_page(self, procedure_id: int, after: int) -> Sequence[TimelineEntry]:
+        return self.timeline.read(after, limit=PAGE, procedure_id=procedure_id, kinds=[EntryKind.LOG])
+
+    def _is_finished(self, procedure_id: int) -> bool:
+        try:
+            return self.store.get(procedure_id).is_finished
+        except NotFoundError:
+            return True
+
+    def _wait(self, after: int, request: LogRequest) -> None:
+        """Wait until there may be more: news in the timeline, or the end of the procedure."""
+        with contextlib.suppress(NotFoundError):
+            self.store.wait(request.procedure_id, lambda one: one.is_finished, PAUSE_SECONDS)
+            self.timeline.wait(after, min(LOOK_SECONDS, self.pace.heartbeat_seconds))

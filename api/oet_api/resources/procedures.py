@@ -1,0 +1,182 @@
+"""/procedures/ and /procedures/{procedure_id}: create, look at, start and stop procedures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import falcon
+from pydantic import BaseModel, ConfigDict, Field
+
+from oet_api.decisions import compute_subarrays
+from oet_api.errors import BadRequestError
+from oet_api.openapi import JSON, Operation, endpoint
+from oet_api.services import Services
+from oet_api.wire import (
+    AbortMessage,
+    CreateProcedure,
+    Procedure,
+    ScriptArgs,
+    TimelineItem,
+    UpdateProcedure,
+    build_spec,
+    build_spec_args,
+    dump_json,
+    render_script,
+)
+from oet_crds.errors import InvalidTransitionError
+from oet_crds.execution import ScriptExecution
+from oet_crds.ports import TimelineEntry
+from oet_crds.states import State
+from oet_crds.topics import EntryKind
+
+__all__ = ["EventsResource", "ProcedureResource", "ProceduresResource", "select_executions"]
+
+MAX_NUMBER = 2**63 - 1
+"""Ids are 64 bit numbers."""
+
+PAGE_BYTES = 8 * 1024 * 1024
+"""Text of one page of events, at most, besides its last entry: a page of 1000 messages could have 128 MiB."""
+
+
+class ListQuery(BaseModel):
+    """Query of GET /procedures/."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: int | None = Field(None, ge=1, le=1000, description="At most so many; absent: all.")
+    after: int = Field(0, ge=0, le=MAX_NUMBER, description="Only those with a greater id, for paging.")
+    state: State | None = Field(None, description="Only those in this state.")
+    subarray: int | None = Field(None, ge=0, le=65535, description="Only those on this subarray.")
+
+
+class EventsQuery(BaseModel):
+    """Query of GET /procedures/{procedure_id}/events."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    limit: int = Field(100, ge=1, le=1000, description="At most so many.")
+    after: int = Field(0, ge=0, le=MAX_NUMBER, description="Only those with a greater id, for paging.")
+    kind: EntryKind | None = Field(None, description="Only those of this kind.")
+
+
+def select_executions(executions: Sequence[ScriptExecution], query: ListQuery) -> Sequence[ScriptExecution]:
+    """Return the executions that a query asks for, oldest first. Pure."""
+    chosen = [
+        execution
+        for execution in executions
+        if (execution.procedure_id or 0) > query.after
+        and query.state in (None, execution.status.state)
+        and (query.subarray is None or query.subarray in compute_subarrays(execution))
+    ]
+    return chosen[: query.limit]
+
+
+class ProceduresResource:
+    """All procedures."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    @endpoint(Operation("list_procedures", Procedure, query=ListQuery, is_list=True))
+    def on_get(self, req: falcon.Request, resp: falcon.Response, query: ListQuery) -> None:
+        """List procedures, oldest first."""
+        executions = self._services.store.list()
+        _answer(resp, self._services.renderer.render_list(select_executions(executions, query)))
+
+    @endpoint(Operation("create_procedure", Procedure, status=201, body=CreateProcedure, errors=[503]))
+    def on_post(self, req: falcon.Request, resp: falcon.Response, body: CreateProcedure) -> None:
+        """Create a procedure: fetch and load a script, and run its init.
+
+        The answer comes at once, in state CREATING. It can be started when it is READY.
+        """
+        services = self._services
+        _check_size(body.script_args, services.settings.max_args_bytes)
+        spec = build_spec(body)
+        execution = services.procedures.create(spec, render_script(spec.script))
+        _answer(resp, services.renderer.render(execution))
+        resp.status = falcon.HTTP_201
+        resp.set_header("Location", f"{services.base}/procedures/{execution.procedure_id}")
+
+
+class ProcedureResource:
+    """One procedure."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    @endpoint(Operation("get_procedure", Procedure))
+    def on_get(self, req: falcon.Request, resp: falcon.Response, procedure_id: int) -> None:
+        """Show a procedure."""
+        services = self._services
+        _answer(resp, services.renderer.render(services.store.get(procedure_id)))
+
+    @endpoint(Operation("update_procedure", (Procedure, AbortMessage), body=UpdateProcedure, errors=[409, 503, 504]))
+    def on_put(self, req: falcon.Request, resp: falcon.Response, procedure_id: int, body: UpdateProcedure) -> None:
+        """Start (state RUNNING) or stop (state STOPPED) a procedure.
+
+        A start answers with the procedure when the engine has granted it. A stop answers when no process of the script
+        is left; with abort, when the abort script on the same subarray is COMPLETE as well.
+        """
+        services = self._services
+        _check_size(body.script_args, services.settings.max_args_bytes)
+        if body.state is State.STOPPED:
+            message = services.procedures.stop(procedure_id, abort=body.abort)
+            _answer(resp, dump_json(AbortMessage(abort_message=message).model_dump()))
+        elif body.state is State.RUNNING:
+            main = body.script_args.main if body.script_args else None
+            _answer(resp, services.renderer.render(services.procedures.start(procedure_id, build_spec_args(main))))
+        else:
+            execution = services.store.get(procedure_id)
+            _check_unchanged(execution, body.state)
+            _answer(resp, services.renderer.render(execution))
+
+
+class EventsResource:
+    """The timeline of one procedure."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    @endpoint(Operation("list_events", TimelineItem, query=EventsQuery, is_list=True))
+    def on_get(self, req: falcon.Request, resp: falcon.Response, procedure_id: int, query: EventsQuery) -> None:
+        """List what happened to a procedure: states, messages, printed lines, requests.
+
+        A page may be shorter than the limit; the last one is empty.
+        """
+        self._services.store.get(procedure_id)
+        kinds = None if query.kind is None else [query.kind]
+        entries = self._services.timeline.read(query.after, limit=query.limit, procedure_id=procedure_id, kinds=kinds)
+        _answer(resp, b"[" + b",".join(_render_page(entries)) + b"]")
+
+
+def _render_page(entries: Sequence[TimelineEntry]) -> list[bytes]:
+    page: list[bytes] = []
+    size = 0
+    for entry in entries:
+        item = {"id": entry.id, "seq": entry.seq, "time": entry.time, "kind": str(entry.kind)}
+        page.append(dump_json({**item, "topic": str(entry.topic), "payload": dict(entry.payload)}))
+        size += len(page[-1])
+        if size > PAGE_BYTES:
+            break
+    return page
+
+
+def _answer(resp: falcon.Response, data: bytes) -> None:
+    resp.content_type = JSON
+    resp.data = data
+
+
+def _check_size(args: ScriptArgs | None, limit: int) -> None:
+    if args is not None and (size := len(dump_json(args.model_dump()))) > limit:
+        raise BadRequestError(413, f"script_args have {size} bytes as JSON; this server takes {limit}")
+
+
+def _check_unchanged(execution: ScriptExecution, wanted: State | None) -> None:
+    """Raise InvalidTransitionError when a client asks for a state that cannot be asked for."""
+    state = execution.status.state
+    if wanted not in (None, state):
+        raise InvalidTransitionError(
+            f"Procedure {execution.procedure_id} is {state}, and cannot be asked to become {wanted}; "
+            f"ask for {State.RUNNING} or {State.STOPPED}",
+            state,
+        )

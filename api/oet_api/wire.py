@@ -1,0 +1,353 @@
+"""The JSON that clients and server exchange, in upstream's words, and pure conversions between it and a ScriptExecution.
+
+Field names and the order of keys are upstream's (API version 7); what OET adds comes after, and only where it has a value.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
+
+from oet_api.decisions import MAX_SUBARRAY, SUBARRAY_KEY, parse_subarray
+from oet_api.limits import is_clean_text
+from oet_crds.execution import (
+    MAX_INLINE_SOURCE_CHARS,
+    ExecutionArgs,
+    FileScript,
+    GitScript,
+    InlineScript,
+    ScriptExecution,
+    ScriptExecutionSpec,
+    ScriptSource,
+    WhenBusy,
+)
+from oet_crds.execution import FunctionArgs as SpecArgs
+from oet_crds.states import DesiredState, State
+
+__all__ = [
+    "DEFAULT_GIT_REPOSITORY",
+    "AbortMessage",
+    "CreateProcedure",
+    "FunctionArgs",
+    "Procedure",
+    "ScriptArgs",
+    "TimelineItem",
+    "UpdateProcedure",
+    "build_procedure",
+    "build_spec",
+    "build_spec_args",
+    "check_subarray_id",
+    "dump_json",
+]
+
+DEFAULT_GIT_REPOSITORY = "https://gitlab.com/ska-telescope/oso/ska-oso-scripting.git"
+"""Where a git script comes from unless the request says otherwise (upstream's choice)."""
+
+DEFAULT_GIT_BRANCH = "master"
+"""Upstream's default branch; null asks for the repository's own default."""
+
+SUBARRAY_SCHEMA: dict[str, Any] = {
+    "anyOf": [
+        {"type": "integer", "minimum": 0, "maximum": MAX_SUBARRAY},
+        {"type": "string", "pattern": "^[0-9]{1,4}$"},
+        {"type": "null"},
+    ]
+}
+
+_FILE_PREFIX = "file://"
+_GIT_PREFIX = "git://"
+
+
+def _check_clean(text: str) -> str:
+    if not is_clean_text(text):
+        raise ValueError("a NUL character is not allowed here")
+    return text
+
+
+def _check_prefix(text: str, prefix: str, kind: str) -> str:
+    if not text.startswith(prefix):
+        raise ValueError(f"Incorrect prefix for {kind}: {text}")
+    if text == prefix:
+        raise ValueError(f"{prefix} needs a path after it")
+    return text
+
+
+Clean = AfterValidator(_check_clean)
+
+
+def check_subarray_id(kwargs: dict[str, Any]) -> dict[str, Any]:
+    """Return keyword arguments as they are. Raises ValueError when their `subarray_id` is no subarray to lock."""
+    value = kwargs.get(SUBARRAY_KEY)
+    if value is not None and parse_subarray(value) is None:
+        raise ValueError(
+            f"{SUBARRAY_KEY} must be an integer from 0 to {MAX_SUBARRAY}: it says which subarray is locked"
+        )
+    return kwargs
+
+
+class Request(BaseModel):
+    """Base of what clients send: unknown keys are refused, never ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class FunctionArgs(Request):
+    """Arguments of one function of the script; passed to it exactly as JSON gives them."""
+
+    args: list[Any] = Field(default_factory=list, description="Positional arguments.")
+    kwargs: Annotated[dict[str, Any], AfterValidator(check_subarray_id)] = Field(
+        default_factory=dict,
+        description="Keyword arguments. `subarray_id`, if given, says which subarray is locked while main runs.",
+        json_schema_extra={"properties": {"subarray_id": SUBARRAY_SCHEMA}},
+    )
+
+
+class ScriptArgs(Request):
+    """Arguments of the script's functions."""
+
+    init: FunctionArgs | None = Field(None, description="Arguments of init.")
+    main: FunctionArgs | None = Field(None, description="Arguments of main.")
+
+    @model_validator(mode="after")
+    def _one_subarray(self) -> Self:
+        named = [parse_subarray(one.kwargs.get(SUBARRAY_KEY)) for one in (self.init, self.main) if one]
+        if len({number for number in named if number is not None}) > 1:
+            raise ValueError(f"{SUBARRAY_KEY} of init and main differ, but only one subarray can be locked")
+        return self
+
+
+class FileSystemScript(Request):
+    """A file on the server's file system."""
+
+    script_uri: Annotated[
+        str,
+        Clean,
+        AfterValidator(lambda text: _check_prefix(text, _FILE_PREFIX, "FileSystemScript")),
+        Field(max_length=4096, json_schema_extra={"pattern": "^file://[^\\u0000]+$"}),
+    ] = Field(description="file:// and the path of the script.", examples=["file:///scripts/hello.py"])
+    script_type: Literal["filesystem"]
+
+
+class GitArgs(Request):
+    """Where the repository is, and which version of it."""
+
+    git_repo: Annotated[str, Clean] = Field(
+        DEFAULT_GIT_REPOSITORY, min_length=1, max_length=2048, description="URL of the repository."
+    )
+    git_branch: Annotated[str, Clean] | None = Field(
+        DEFAULT_GIT_BRANCH, max_length=255, description="Branch; null: the repository's default."
+    )
+    git_commit: Annotated[str, Clean] | None = Field(None, max_length=64, description="Commit; wins over the branch.")
+
+
+class GitRepositoryScript(Request):
+    """A file in a git repository."""
+
+    script_uri: Annotated[
+        str,
+        Clean,
+        AfterValidator(lambda text: _check_prefix(text, _GIT_PREFIX, "GitScript")),
+        Field(max_length=4096, json_schema_extra={"pattern": "^git://[^\\u0000]+$"}),
+    ] = Field(description="git:// and the path of the script in the repository.", examples=["git://demo.py"])
+    git_args: GitArgs | None = Field(
+        default_factory=GitArgs, description="Which repository; absent: ska-oso-scripting."
+    )
+    create_env: StrictBool = Field(False, description="Build the project's own Python environment first.")
+    script_type: Literal["git"]
+
+
+class InlineSourceScript(Request):
+    """The script's text itself (an addition to upstream)."""
+
+    source: Annotated[str, Clean] = Field(
+        min_length=1,
+        max_length=MAX_INLINE_SOURCE_CHARS,
+        description="Python source of the script.",
+        json_schema_extra={"pattern": "^[^\\u0000]*$"},
+    )
+    script_type: Literal["inline"]
+
+
+class ConfigMapKeyScript(Request):
+    """A key of a Kubernetes ConfigMap; seen where an execution was created with kubectl."""
+
+    name: str
+    key: str
+    script_type: Literal["configmap"]
+
+
+Script = Annotated[FileSystemScript | GitRepositoryScript | InlineSourceScript, Field(discriminator="script_type")]
+
+
+class CreateProcedure(Request):
+    """Body of POST /procedures/."""
+
+    script: Script
+    script_args: ScriptArgs | None = Field(None, description="Arguments of init, and of main if already known.")
+
+
+class UpdateProcedure(Request):
+    """Body of PUT /procedures/{id}: RUNNING starts, STOPPED stops."""
+
+    script_args: ScriptArgs | None = Field(None, description="Arguments of main.")
+    state: State | None = Field(None, description="RUNNING or STOPPED; absent: change nothing.")
+    abort: StrictBool = Field(False, description="With STOPPED: run the abort script on the subarray afterwards.")
+
+
+class History(BaseModel):
+    """What a procedure went through."""
+
+    process_states: list[tuple[State, float]] = Field(description="States and seconds since the epoch, oldest first.")
+    stacktrace: str | None = Field(description="Tail of the stack trace of a failed script.")
+
+
+class Procedure(BaseModel):
+    """One procedure: a script, its arguments, and what became of it."""
+
+    id: int
+    script: Annotated[
+        FileSystemScript | GitRepositoryScript | InlineSourceScript | ConfigMapKeyScript,
+        Field(discriminator="script_type"),
+    ]
+    script_args: dict[str, FunctionArgs] = Field(description="Of init, and of main as soon as known.")
+    history: History
+    state: State
+    uri: str
+    subarray: int | None = Field(None, description="The subarray held. Absent: none.")
+    reason: str | None = Field(None, description="Why it is in this state, as one word. Absent: nothing to say.")
+    message: str | None = Field(None, description="The reason in words.")
+
+
+class AbortMessage(BaseModel):
+    """Answer to a stop that succeeded: no process of the script is left."""
+
+    abort_message: str
+
+
+class TimelineItem(BaseModel):
+    """One entry of a timeline."""
+
+    id: int = Field(description="Position in the whole timeline; the id of stream events.")
+    seq: int | None = Field(description="The runner's number of it; null: not from the runner.")
+    time: float = Field(description="Seconds since the epoch.")
+    kind: str
+    topic: str
+    payload: dict[str, Any]
+
+
+def build_spec(request: CreateProcedure) -> ScriptExecutionSpec:
+    """Return the spec that a request asks for: prepared and held; a start finds a busy subarray refused, not waited for."""
+    args = request.script_args or ScriptArgs()
+    return ScriptExecutionSpec(
+        script=_build_source(request.script),
+        args=ExecutionArgs(init=build_spec_args(args.init), main=build_spec_args(args.main)),
+        desired_state=DesiredState.READY,
+        when_busy=WhenBusy.REJECT,
+    )
+
+
+def build_spec_args(args: FunctionArgs | None) -> SpecArgs | None:
+    """Return arguments as the spec holds them; None for none."""
+    return None if args is None else SpecArgs(args=args.args, kwargs=args.kwargs)
+
+
+def _build_source(script: FileSystemScript | GitRepositoryScript | InlineSourceScript) -> ScriptSource:
+    if isinstance(script, FileSystemScript):
+        return ScriptSource(file=FileScript(path=script.script_uri.removeprefix(_FILE_PREFIX)))
+    if isinstance(script, InlineSourceScript):
+        return ScriptSource(inline=InlineScript(source=script.source))
+    git = script.git_args or GitArgs()
+    return ScriptSource(
+        git=GitScript(
+            repository=git.git_repo,
+            path=script.script_uri.removeprefix(_GIT_PREFIX),
+            branch=git.git_branch,
+            commit=git.git_commit,
+            create_env=script.create_env,
+        )
+    )
+
+
+def build_procedure(execution: ScriptExecution, base: str) -> dict[str, Any]:
+    """Return an execution as clients see it; keys in upstream's order.
+
+    Args:
+        execution: What is shown.
+        base: Base path of the API, which goes into `uri` behind upstream's literal host.
+    """
+    status, args = execution.status, execution.spec.args
+    script_args = {"init": _render_args(args.init)}
+    if args.main is not None or execution.spec.desired_state is DesiredState.RUNNING:
+        script_args["main"] = _render_args(args.main)
+    procedure: dict[str, Any] = {
+        "id": status.procedure_id,
+        "script": render_script(execution.spec.script),
+        "script_args": script_args,
+        "history": {
+            "process_states": [[str(entry.state), entry.time.timestamp()] for entry in status.history],
+            "stacktrace": status.stacktrace,
+        },
+        "state": str(status.state),
+        "uri": f"http://localhost{base}/procedures/{status.procedure_id}",
+    }
+    if status.grant is not None and status.grant.subarray is not None:
+        procedure["subarray"] = status.grant.subarray
+    elif execution.spec.subarray is not None:
+        procedure["subarray"] = execution.spec.subarray
+    if status.reason is not None:
+        procedure["reason"] = str(status.reason)
+    if status.message is not None:
+        procedure["message"] = status.message
+    return procedure
+
+
+def _render_args(args: SpecArgs | None) -> dict[str, Any]:
+    return {"args": args.args, "kwargs": args.kwargs} if args else {"args": [], "kwargs": {}}
+
+
+def render_script(source: ScriptSource) -> dict[str, Any]:
+    """Return where a script is, as clients see it."""
+    if source.file:
+        return {"script_uri": _FILE_PREFIX + source.file.path, "script_type": "filesystem"}
+    if source.git:
+        git = source.git
+        return {
+            "script_uri": _GIT_PREFIX + git.path,
+            "git_args": {"git_repo": git.repository, "git_branch": git.branch, "git_commit": git.commit},
+            "create_env": git.create_env,
+            "script_type": "git",
+        }
+    if source.config_map:
+        return {"name": source.config_map.name, "key": source.config_map.key, "script_type": "configmap"}
+    assert source.inline is not None
+    return {"source": source.inline.source, "script_type": "inline"}
+
+
+def dump_json(value: Any, *, compact: bool = True) -> bytes:
+    """Return a value as JSON that every client can read, whatever a script put into it.
+
+    Only ASCII, so that half a surrogate pair stays readable; NaN and infinite numbers become null.
+
+    Args:
+        value: Something JSON-able.
+        compact: False for upstream's form on the event stream, with a space after commas and colons.
+    """
+    separators = (",", ":") if compact else None
+    try:
+        return json.dumps(value, separators=separators, allow_nan=False).encode("ascii")
+    except ValueError:
+        return json.dumps(_without_nan(value), separators=separators).encode("ascii")
+
+
+def _without_nan(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {name: _without_nan(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_nan(item) for item in value]
+    return value
