@@ -1,0 +1,323 @@
+"""Every rule of the decision, by its factors."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from oet_crds.execution import AbortStatus, FunctionArgs, HistoryEntry, RunnerStatus, StopOptions, WhenBusy
+from oet_crds.reasons import Outcome, Reason
+from oet_crds.states import DesiredState, State
+from oet_operator.core.actions import CreateAbort, CreatePod, DeleteExecution, DeletePod, StopRunner
+from oet_operator.core.conditions import ConditionType, find_condition
+from oet_operator.core.decide import BACKSTOP_SECONDS
+from oet_operator.core.snapshot import Presence
+
+RUN, STOP = DesiredState.RUNNING, DesiredState.STOPPED
+THERE = [Presence.STARTING, Presence.ALIVE]
+FINAL = [State.COMPLETE, State.STOPPED, State.FAILED, State.UNKNOWN]
+
+
+def _with_exit(make: Any, reached: State, end: Any, **fields: Any) -> Any:
+    execution = make.execution(reached, **fields)
+    runner = (execution.status.runner or RunnerStatus()).model_copy(update={"exit": end})
+    return execution.model_copy(update={"status": execution.status.model_copy(update={"runner": runner})})
+
+
+# ---- the runner --------------------------------------------------------------------------------------------------------
+
+
+def test_new_execution_gets_a_runner_under_a_name_of_its_own(make: Any) -> None:
+    plan = make.decide(make.execution(), Presence.NONE)
+    assert plan.actions == (CreatePod(),)
+    assert plan.status.pod_name.startswith("procedure-1-")
+    assert plan.status.observed_generation == 1
+
+
+def test_named_runner_that_is_not_seen_is_created_again_under_its_name(make: Any) -> None:
+    plan = make.decide(make.execution(pod_name="kept"), Presence.NONE)
+    assert (plan.actions, plan.status.pod_name) == ((CreatePod(),), "kept")
+
+
+@pytest.mark.parametrize("presence", THERE)
+def test_runner_that_is_there_is_not_created_again(make: Any, presence: Presence) -> None:
+    assert make.decide(make.execution(pod_name="x"), presence).actions == ()
+
+
+def test_nothing_new_returns_the_very_same_status(make: Any) -> None:
+    execution = make.execution(State.LOADING, observed_generation=1)
+    assert make.decide(execution).status is execution.status
+
+
+def test_reported_states_become_the_history_with_the_runners_times(make: Any) -> None:
+    execution = make.execution()
+    times = [make.now + timedelta(seconds=number) for number in range(3)]
+    states = [State.IDLE, State.LOADING, State.IDLE]
+    transitions = [HistoryEntry(seq=at + 1, state=state, time=times[at]) for at, state in enumerate(states)]
+    status = execution.status.model_copy(update={"runner": RunnerStatus(transitions=transitions), "pod_name": "x"})
+    plan = make.decide(execution.model_copy(update={"status": status}))
+    assert [entry.state for entry in plan.status.history] == [State.CREATING, *states]
+    assert [entry.seq for entry in plan.status.history] == [1, 2, 3, 4]
+    assert [entry.time for entry in plan.status.history[1:]] == times
+
+
+# ---- the end -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("outcome", "reached", "desired", "state"),
+    [
+        pytest.param(Outcome.COMPLETE, State.READY, RUN, State.COMPLETE, id="complete"),
+        pytest.param(Outcome.FAILED, State.LOADING, RUN, State.FAILED, id="failed"),
+        pytest.param(Outcome.STOPPED, State.RUNNING, STOP, State.STOPPED, id="stopped"),
+        pytest.param(Outcome.STOPPED, State.RUNNING, RUN, State.FAILED, id="stopped_by_somebody_else"),
+        pytest.param(Outcome.COMPLETE, State.RUNNING, RUN, State.UNKNOWN, id="complete_without_a_return"),
+        pytest.param(Outcome.FAILED, State.RUNNING, STOP, State.FAILED, id="failed_before_the_stop"),
+    ],
+)
+def test_reported_end_becomes_the_final_state(
+    make: Any, outcome: Outcome, reached: State, desired: DesiredState, state: State
+) -> None:
+    execution = _with_exit(make, reached, make.exit(outcome, Reason.STOP_REQUESTED), desired_state=desired)
+    plan = make.decide(execution)
+    assert plan.status.state is plan.status.history[-1].state is state
+    assert plan.status.message
+    condition = find_condition(plan.status, ConditionType.COMPLETE)
+    assert condition is not None
+    assert (condition.status == "True") == (state is State.COMPLETE)
+    assert plan.actions == (DeletePod(10.0),)
+
+
+def test_shutdown_of_the_engine_is_a_stop(make: Any) -> None:
+    execution = _with_exit(make, State.RUNNING, make.exit(Outcome.STOPPED, Reason.ENGINE_SHUTDOWN), desired_state=RUN)
+    plan = make.decide(execution)
+    assert (plan.status.state, plan.status.reason) == (State.STOPPED, Reason.ENGINE_SHUTDOWN)
+
+
+def test_stack_trace_is_kept(make: Any) -> None:
+    end = make.exit(Outcome.FAILED, Reason.MAIN_FAILED, stacktrace="Traceback")
+    assert make.decide(_with_exit(make, State.RUNNING, end)).status.stacktrace == "Traceback"
+
+
+@pytest.mark.parametrize(
+    ("presence", "desired", "reason", "state", "expected"),
+    [
+        pytest.param(Presence.GONE, RUN, None, State.FAILED, Reason.RUNNER_LOST, id="gone"),
+        pytest.param(Presence.GONE, RUN, Reason.ENGINE_LOST, State.FAILED, Reason.ENGINE_LOST, id="gone_with_reason"),
+        pytest.param(
+            Presence.GONE, STOP, Reason.ENGINE_LOST, State.STOPPED, Reason.STOP_REQUESTED, id="gone_when_stopped"
+        ),
+        pytest.param(Presence.LOST, RUN, None, State.UNKNOWN, Reason.NODE_LOST, id="lost"),
+        pytest.param(
+            Presence.LOST, STOP, Reason.ORPHAN_LEFT, State.UNKNOWN, Reason.ORPHAN_LEFT, id="lost_when_stopped"
+        ),
+    ],
+)
+def test_runner_that_is_gone_without_a_report_ends_the_execution(
+    make: Any, presence: Presence, desired: DesiredState, reason: Reason | None, state: State, expected: Reason
+) -> None:
+    plan = make.decide(make.execution(State.RUNNING, desired_state=desired), presence, reason=reason)
+    assert (plan.status.state, plan.status.reason) == (state, expected)
+    assert plan.status.message
+    assert plan.actions == ()
+
+
+@pytest.mark.parametrize("state", FINAL)
+@pytest.mark.parametrize("presence", Presence)
+def test_final_state_never_changes(make: Any, state: State, presence: Presence) -> None:
+    execution = make.execution(State.READY, state=state, desired_state=RUN)
+    plan = make.decide(execution, presence)
+    assert plan.status is execution.status
+    assert plan.actions == ((DeletePod(10.0),) if presence in THERE else ())
+
+
+@pytest.mark.parametrize("presence", Presence)
+def test_deleted_execution_takes_its_runner_along(make: Any, presence: Presence) -> None:
+    execution = make.execution(State.RUNNING, deleted=True)
+    plan = make.decide(execution, presence)
+    assert plan.status is execution.status
+    assert plan.actions == ((DeletePod(10.0),) if presence in THERE else ())
+
+
+@pytest.mark.parametrize(
+    ("ttl", "age", "actions", "requeue"),
+    [
+        (None, 100, (), None),
+        (60, 10, (), 50.0),
+        (60, 60, (DeleteExecution(),), None),
+        (0, 1, (DeleteExecution(),), None),
+    ],
+)
+def test_finished_execution_goes_when_its_time_is_over(
+    make: Any, ttl: Any, age: int, actions: Any, requeue: Any
+) -> None:
+    execution = make.execution(State.READY, state=State.COMPLETE, ttl_seconds_after_finished=ttl, age_seconds=age)
+    plan = make.decide(execution, Presence.NONE)
+    assert (plan.actions, plan.requeue_after_seconds) == (actions, requeue)
+
+
+# ---- the stop ----------------------------------------------------------------------------------------------------------
+
+
+def test_stop_before_a_runner_exists_is_done_at_once(make: Any) -> None:
+    plan = make.decide(make.execution(desired_state=STOP), Presence.NONE)
+    assert (plan.status.state, plan.status.reason) == (State.STOPPED, Reason.STOP_REQUESTED)
+
+
+def test_stop_of_a_runner_on_its_way_waits_for_it(make: Any) -> None:
+    plan = make.decide(make.execution(desired_state=STOP, pod_name="x"), Presence.NONE)
+    assert plan.status.state is State.CREATING
+    assert CreatePod() in plan.actions
+
+
+@pytest.mark.parametrize("presence", THERE)
+@pytest.mark.parametrize("reached", [State.LOADING, State.INITIALISING, State.READY, State.RUNNING])
+def test_stop_is_the_runners_own_business_until_it_takes_too_long(
+    make: Any, reached: State, presence: Presence
+) -> None:
+    execution = make.execution(reached, desired_state=STOP, stop=StopOptions(grace_period_seconds=3))
+    plan = make.decide(execution, presence)
+    assert (plan.actions, plan.requeue_after_seconds) == ((), 3 + BACKSTOP_SECONDS)
+    late = execution.model_copy(update={"status": plan.status})
+    plan = make.decide(late, presence, now=make.now + timedelta(seconds=3 + BACKSTOP_SECONDS))
+    assert plan.actions == (DeletePod(0.0),)
+    assert plan.status.state is reached
+
+
+DEADLINES = [("active_deadline_seconds", Reason.DEADLINE_EXCEEDED), ("ready_timeout_seconds", Reason.READY_TIMEOUT)]
+
+
+@pytest.mark.parametrize(("field", "reason"), DEADLINES)
+def test_deadline_that_is_over_stops_the_runner_and_fails_the_execution(make: Any, field: str, reason: Reason) -> None:
+    execution = make.execution(State.LOADING, **{field: 5, "desired_state": RUN})
+    plan = make.decide(execution)
+    assert plan.actions == (StopRunner(10.0, reason),)
+    stopped = execution.model_copy(update={"status": plan.status})
+    runner = stopped.status.runner.model_copy(update={"exit": make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED)})
+    ended = stopped.model_copy(update={"status": stopped.status.model_copy(update={"runner": runner})})
+    plan = make.decide(ended)
+    assert (plan.status.state, plan.status.reason) == (State.FAILED, reason)
+    plan = make.decide(stopped, Presence.GONE)
+    assert (plan.status.state, plan.status.reason) == (State.FAILED, reason)
+
+
+@pytest.mark.parametrize(("field", "reason"), DEADLINES)
+def test_deadline_before_a_runner_exists_fails_at_once(make: Any, field: str, reason: Reason) -> None:
+    plan = make.decide(make.execution(**{field: 5}), Presence.NONE)
+    assert (plan.status.state, plan.status.reason) == (State.FAILED, reason)
+
+
+@pytest.mark.parametrize(("field", "_reason"), DEADLINES)
+def test_deadline_to_come_is_looked_at_when_it_comes(make: Any, field: str, _reason: Reason) -> None:
+    assert make.decide(make.execution(State.LOADING, **{field: 30})).requeue_after_seconds == 20
+
+
+@pytest.mark.parametrize("reached", [State.READY, State.RUNNING])
+def test_ready_timeout_is_over_once_it_was_ready(make: Any, reached: State) -> None:
+    plan = make.decide(make.execution(reached, ready_timeout_seconds=5))
+    assert (plan.actions, plan.requeue_after_seconds) == ((), None)
+
+
+def test_user_who_stops_what_a_deadline_stops_gets_a_stop(make: Any) -> None:
+    execution = make.execution(State.RUNNING, active_deadline_seconds=5, desired_state=RUN)
+    status = make.decide(execution).status
+    spec = execution.spec.model_copy(update={"desired_state": STOP})
+    runner = status.runner.model_copy(update={"exit": make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED)})
+    ended = execution.model_copy(update={"spec": spec, "status": status.model_copy(update={"runner": runner})})
+    assert make.decide(ended).status.state is State.STOPPED
+
+
+# ---- the start ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("subarray", [None, 0, 3])
+def test_free_subarray_is_granted(make: Any, subarray: int | None) -> None:
+    plan = make.decide(make.execution(State.READY, desired_state=RUN, subarray=subarray))
+    assert plan.status.grant is not None
+    assert (plan.status.grant.subarray, plan.status.grant.time) == (subarray, make.now)
+
+
+@pytest.mark.parametrize("reached", [State.LOADING, State.INITIALISING])
+def test_nothing_is_granted_before_ready(make: Any, reached: State) -> None:
+    assert make.decide(make.execution(reached, desired_state=RUN)).status.grant is None
+
+
+def test_nothing_is_granted_that_was_not_asked_for(make: Any) -> None:
+    assert make.decide(make.execution(State.READY)).status.grant is None
+
+
+def test_waiting_start_says_what_it_waits_for_and_forgets_it_when_granted(make: Any) -> None:
+    holder = make.execution(State.RUNNING, number=7, grant=make.grant(), desired_state=RUN)
+    execution = make.execution(State.READY, desired_state=RUN, subarray=1)
+    waiting = make.decide(execution, others=(holder,)).status
+    assert (waiting.grant, waiting.reason, waiting.state) == (None, Reason.SUBARRAY_BUSY, State.READY)
+    assert "procedure 7" in waiting.message
+    granted = make.decide(execution.model_copy(update={"status": waiting})).status
+    assert granted.grant is not None
+    assert (granted.reason, granted.message) == (None, None)
+
+
+def test_rejected_start_is_refused_for_its_generation_only(make: Any) -> None:
+    holder = make.execution(State.RUNNING, number=7, grant=make.grant(), desired_state=RUN)
+    execution = make.execution(State.READY, desired_state=RUN, subarray=1, when_busy=WhenBusy.REJECT)
+    refused = make.decide(execution, others=(holder,)).status
+    assert (refused.refusal.holder, refused.refusal.generation) == (7, 1)
+    assert "Cannot start PID 1: PID #7 is RUNNING on subarray 1" in refused.refusal.message
+    later = execution.model_copy(update={"status": refused})
+    assert make.decide(later).status.grant is None
+    metadata = later.metadata.model_copy(update={"generation": 2})
+    again = make.decide(later.model_copy(update={"metadata": metadata})).status
+    assert again.grant is not None
+    assert again.refusal is None
+
+
+def test_who_came_first_is_granted_first(make: Any) -> None:
+    first = make.execution(State.READY, number=1, desired_state=RUN, subarray=1)
+    second = make.execution(State.READY, number=2, desired_state=RUN, subarray=1)
+    assert make.decide(second, others=(first,)).status.grant is None
+    assert make.decide(first, others=(second,)).status.grant is not None
+
+
+# ---- the abort ---------------------------------------------------------------------------------------------------------
+
+ABORT = StopOptions(abort=True)
+
+
+@pytest.mark.parametrize("is_held", [True, False])
+@pytest.mark.parametrize("granted", [True, False])
+def test_abort_follows_the_stop_and_takes_the_subarray_over(make: Any, granted: bool, is_held: bool) -> None:
+    grant = make.grant() if granted else None
+    init = {"init": FunctionArgs(kwargs={"subarray_id": 1})}
+    execution = make.execution(
+        State.RUNNING, state=State.STOPPED, desired_state=STOP, stop=ABORT, grant=grant, args=init
+    )
+    others = (make.execution(State.RUNNING, number=2, grant=make.grant(), desired_state=RUN),) if is_held else ()
+    plan = make.decide(execution, Presence.NONE, others)
+    assert plan.actions == (CreateAbort(1, inherit=not is_held),)
+
+
+def test_abort_is_created_once(make: Any) -> None:
+    done = AbortStatus(procedure_id=2)
+    execution = make.execution(
+        State.RUNNING, state=State.STOPPED, desired_state=STOP, stop=ABORT, grant=make.grant(), abort=done
+    )
+    assert make.decide(execution, Presence.NONE).actions == ()
+
+
+def test_abort_without_a_subarray_is_nothing(make: Any) -> None:
+    execution = make.execution(State.RUNNING, state=State.STOPPED, desired_state=STOP, stop=ABORT)
+    assert make.decide(execution, Presence.NONE).actions == ()
+
+
+def test_subarray_stays_held_until_the_abort_has_taken_over(make: Any) -> None:
+    stopped = make.execution(
+        State.RUNNING, state=State.STOPPED, number=7, desired_state=STOP, stop=ABORT, grant=make.grant()
+    )
+    waiting = make.execution(State.READY, desired_state=RUN, subarray=1)
+    assert make.decide(waiting, others=(stopped,)).status.grant is None
+    taken = stopped.model_copy(
+        update={"status": stopped.status.model_copy(update={"abort": AbortStatus(procedure_id=9)})}
+    )
+    assert make.decide(waiting, others=(taken,)).status.grant is not None
