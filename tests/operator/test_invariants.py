@@ -1,0 +1,284 @@
+"""Random histories of a small world: whatever users, runners and time do, some things always hold."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from typing import Any
+
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
+
+from oet_crds.errors import InvalidTransitionError
+from oet_crds.execution import (
+    AbortStatus,
+    ExecutionArgs,
+    FunctionArgs,
+    Grant,
+    HistoryEntry,
+    InlineScript,
+    Metadata,
+    RunnerExit,
+    RunnerStatus,
+    ScriptExecution,
+    ScriptExecutionSpec,
+    ScriptExecutionStatus,
+    ScriptSource,
+    StopOptions,
+    WhenBusy,
+)
+from oet_crds.ports import SpecChange
+from oet_crds.reasons import Outcome, Reason
+from oet_crds.states import DesiredState, State, is_allowed, is_final
+from oet_operator.core.actions import CreateAbort, CreatePod, DeletePod, StopRunner
+from oet_operator.core.decide import decide
+from oet_operator.core.locks import build_lock_table
+from oet_operator.core.snapshot import Presence, RunnerObservation, Snapshot
+from oet_operator.core.specs import compute_subarray, validate_change
+
+SOURCE = ScriptSource(inline=InlineScript(source="def main(): pass"))
+PREPARATION = [State.IDLE, State.LOADING, State.IDLE, State.READY]
+
+
+class Runner:
+    """A runner that keeps its contract, until it dies."""
+
+    def __init__(self) -> None:
+        self.states: list[State] = []
+        self.exit: RunnerExit | None = None
+        self.presence = Presence.STARTING
+        self.told_to_stop = False
+
+    @property
+    def lives(self) -> bool:
+        """Whether any process of the script is left."""
+        return self.presence in (Presence.STARTING, Presence.ALIVE, Presence.LOST) and self.exit is None
+
+    @property
+    def is_in_main(self) -> bool:
+        return self.lives and self.states[-1:] == [State.RUNNING]
+
+
+class World(RuleBasedStateMachine):
+    """Some executions on two subarrays, their runners, and a clock."""
+
+    executions = Bundle("executions")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = datetime(2026, 1, 1, tzinfo=UTC)
+        self.stored: dict[int, ScriptExecution] = {}
+        self.runners: dict[int, Runner] = {}
+        self.finals: dict[int, tuple[State, Any]] = {}
+
+    # ---- users -------------------------------------------------------------------------------------------------------
+
+    def _store(self, spec: ScriptExecutionSpec, **status: Any) -> int:
+        number = len(self.stored) + 1
+        history = [HistoryEntry(seq=1, state=State.CREATING, time=self.now)]
+        self.stored[number] = ScriptExecution(
+            metadata=Metadata(name=f"p{number}", uid=f"u{number}", creation_timestamp=self.now),
+            spec=spec,
+            status=ScriptExecutionStatus(procedure_id=number, history=history, **status),
+        )
+        return number
+
+    @rule(
+        target=executions,
+        subarray=st.sampled_from([None, 1, 1, 2]),
+        desired=st.sampled_from([DesiredState.READY, DesiredState.RUNNING]),
+        busy=st.sampled_from(WhenBusy),
+        deadline=st.sampled_from([None, None, 30]),
+        ready=st.sampled_from([None, None, 20]),
+    )
+    def create(self, subarray: Any, desired: Any, busy: Any, deadline: Any, ready: Any) -> Any:
+        if len(self.stored) >= 8:
+            return multiple()
+        return self._store(
+            ScriptExecutionSpec(
+                script=SOURCE,
+                args=ExecutionArgs(init=FunctionArgs(kwargs={} if subarray is None else {"subarray_id": subarray})),
+                desired_state=desired,
+                when_busy=busy,
+                active_deadline_seconds=deadline,
+                ready_timeout_seconds=ready,
+            )
+        )
+
+    @rule(
+        number=executions,
+        desired=st.sampled_from(DesiredState),
+        busy=st.sampled_from(WhenBusy),
+        abort=st.booleans(),
+    )
+    def change(self, number: int, desired: DesiredState, busy: WhenBusy, abort: bool) -> None:
+        stop = StopOptions(abort=abort) if desired is DesiredState.STOPPED else None
+        execution = self.stored[number]
+        try:
+            spec = validate_change(execution, SpecChange(desired_state=desired, when_busy=busy, stop=stop))
+        except InvalidTransitionError:
+            return
+        if spec != execution.spec:
+            metadata = execution.metadata.model_copy(update={"generation": execution.metadata.generation + 1})
+            self.stored[number] = execution.model_copy(update={"spec": spec, "metadata": metadata})
+
+    @rule(seconds=st.sampled_from([1, 7, 25]))
+    def pass_time(self, seconds: int) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    # ---- runners -----------------------------------------------------------------------------------------------------
+
+    @rule(number=executions)
+    def runner_goes_on(self, number: int) -> None:
+        runner = self.runners.get(number)
+        if runner is None or not runner.lives or runner.presence is Presence.LOST:
+            return
+        runner.presence = Presence.ALIVE
+        execution = self.stored[number]
+        if runner.told_to_stop or execution.spec.desired_state is DesiredState.STOPPED:
+            self._end(runner, Outcome.STOPPED, Reason.STOP_REQUESTED)
+        elif len(runner.states) < len(PREPARATION):
+            runner.states.append(PREPARATION[len(runner.states)])
+        elif runner.states[-1] is State.RUNNING:
+            runner.states.append(State.READY)
+            self._end(runner, Outcome.COMPLETE, Reason.COMPLETED)
+        elif execution.status.grant is not None:
+            runner.states.append(State.RUNNING)
+
+    def _end(self, runner: Runner, outcome: Outcome, reason: Reason) -> None:
+        runner.exit = RunnerExit(outcome=outcome, reason=reason, message="", time=self.now)
+
+    @rule(number=executions, how=st.sampled_from(["fails", "dies", "is_lost"]))
+    def runner_ends_badly(self, number: int, how: str) -> None:
+        runner = self.runners.get(number)
+        if runner is None or not runner.lives or runner.presence is Presence.LOST:
+            return
+        if how == "fails":
+            self._end(runner, Outcome.FAILED, Reason.MAIN_FAILED)
+        else:
+            runner.presence = Presence.GONE if how == "dies" else Presence.LOST
+
+    @rule(number=executions, late=st.booleans())
+    def report_arrives(self, number: int, late: bool) -> None:
+        """What the runner saw arrives, perhaps not yet all of it; reports may come again."""
+        runner = self.runners.get(number)
+        if runner is None:
+            return
+        states = runner.states[: len(runner.states) - int(late)]
+        execution = self.stored[number]
+        known = execution.status.runner.transitions if execution.status.runner else []
+        if len(states) < len(known) or (execution.status.runner and execution.status.runner.exit):
+            return
+        transitions = [
+            *known,
+            *(HistoryEntry(seq=at + 1, state=states[at], time=self.now) for at in range(len(known), len(states))),
+        ]
+        status = RunnerStatus(transitions=transitions, exit=None if late else runner.exit)
+        self._set_status(number, execution.status.model_copy(update={"runner": status}))
+
+    # ---- the engine --------------------------------------------------------------------------------------------------
+
+    def _set_status(self, number: int, status: ScriptExecutionStatus) -> None:
+        self.stored[number] = self.stored[number].model_copy(update={"status": status})
+
+    def _snapshot(self, number: int) -> Snapshot:
+        runner = self.runners.get(number)
+        presence = runner.presence if runner else Presence.NONE
+        if runner and presence is Presence.GONE and runner.exit is not None:
+            presence = Presence.ALIVE  # Its last report is still on its way.
+        locks = build_lock_table(self.stored.values())
+        return Snapshot(self.stored[number], RunnerObservation(presence), locks, self.now)
+
+    @rule(number=executions)
+    def reconcile(self, number: int) -> None:
+        seen = self._snapshot(number)
+        plan = decide(seen)
+        self._set_status(number, plan.status)
+        stored = self.stored[number]
+        again = decide(Snapshot(stored, seen.runner, build_lock_table(self.stored.values()), self.now))
+        assert again.status is stored.status
+        for action in plan.actions:
+            self._apply(number, action)
+        assert not any(isinstance(action, CreateAbort) for action in decide(self._snapshot(number)).actions)
+
+    def _apply(self, number: int, action: object) -> None:
+        if isinstance(action, CreatePod):
+            self.runners.setdefault(number, Runner())
+        elif isinstance(action, StopRunner):
+            self.runners[number].told_to_stop = True
+        elif isinstance(action, DeletePod) and self.runners[number].exit is None:
+            self.runners[number].presence = Presence.GONE
+        elif isinstance(action, CreateAbort):
+            grant = Grant(time=self.now, subarray=action.subarray) if action.inherit else None
+            made = self._store(ScriptExecutionSpec(script=SOURCE, subarray=action.subarray), grant=grant)
+            self._set_status(
+                number, self.stored[number].status.model_copy(update={"abort": AbortStatus(procedure_id=made)})
+            )
+
+    # ---- what always holds -------------------------------------------------------------------------------------------
+
+    @invariant()
+    def one_per_subarray(self) -> None:
+        for subarray in (1, 2):
+            granted = [
+                one for one in self.stored.values() if one.status.grant and one.status.grant.subarray == subarray
+            ]
+            assert sum(not one.is_finished for one in granted) <= 1
+            in_main = [
+                number
+                for number, runner in self.runners.items()
+                # What is lost is UNKNOWN, and said to be so: its subarray is for people to look at.
+                if runner.is_in_main
+                and runner.presence is not Presence.LOST
+                and compute_subarray(self.stored[number].spec) == subarray
+            ]
+            assert len(in_main) <= 1
+
+    @invariant()
+    def final_states_stay(self) -> None:
+        for number, execution in self.stored.items():
+            if execution.is_finished:
+                found = (execution.status.state, execution.status.reason)
+                assert self.finals.setdefault(number, found) == found
+
+    @invariant()
+    def ends_are_true(self) -> None:
+        for number, execution in self.stored.items():
+            if execution.status.state in (State.STOPPED, State.COMPLETE):
+                runner = self.runners.get(number)
+                assert runner is None or not runner.lives
+
+    @invariant()
+    def histories_have_no_gaps_and_only_allowed_steps(self) -> None:
+        for execution in self.stored.values():
+            history = execution.status.history
+            assert [entry.seq for entry in history] == list(range(1, len(history) + 1))
+            assert all(is_allowed(one.state, two.state) for one, two in pairwise(history))
+            assert history[-1].state is execution.status.state
+
+    def teardown(self) -> None:
+        """Once the world is left alone, everything ends or waits for a reason that can be read."""
+        for _ in range(60):
+            for number in list(self.stored):
+                self.runner_goes_on(number)
+                self.report_arrives(number, late=False)
+                self.reconcile(number)
+                self.one_per_subarray()
+        for execution in self.stored.values():
+            status, spec = execution.status, execution.spec
+            is_held = status.state is State.READY and spec.desired_state is DesiredState.READY
+            is_refused = (
+                status.state is State.READY and status.refusal is not None and spec.when_busy is WhenBusy.REJECT
+            )
+            assert is_final(status.state) or is_held or is_refused, status
+
+
+TestWorld = World.TestCase
+TestWorld.settings = settings(
+    max_examples=150,
+    stateful_step_count=40,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=list(HealthCheck),
+)
