@@ -71,9 +71,13 @@ class Process:
             self._process.terminate()
         return self.wait()
 
-    def connect(self, data: bytes = b"") -> socket.socket:
-        """Return a raw connection."""
-        raw = socket.create_connection(("127.0.0.1", self.port), timeout=10)
+    def connect(self, data: bytes = b"", receive_bytes: int | None = None) -> socket.socket:
+        """Return a raw connection, with a receive buffer of some size if that matters."""
+        raw = socket.socket()
+        raw.settimeout(10)
+        if receive_bytes is not None:
+            raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
+        raw.connect(("127.0.0.1", self.port))
         raw.sendall(data)
         return raw
 
@@ -91,11 +95,15 @@ class Process:
         assert status == 201
         return int(json.loads(data)["id"])
 
-    def listen(self, path: str = "/stream", **headers: str) -> socket.socket:
+    def listen(self, path: str = "/stream", receive_bytes: int | None = None, **headers: str) -> socket.socket:
         """Open a stream, and return it when its first byte has come."""
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        raw = self.connect(f"GET {BASE}{path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode())
-        assert read_until(raw, b"1\r\n\n\r\n").startswith(b"HTTP/1.1 200 OK")
+        raw = self.connect(f"GET {BASE}{path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode(), receive_bytes)
+        head = b""
+        # One byte at a time: what comes after the opening is the test's.
+        while not head.endswith(b"1\r\n\n\r\n"):
+            head += raw.recv(1)
+        assert head.startswith(b"HTTP/1.1 200 OK")
         return raw
 
 
@@ -288,11 +296,7 @@ def test_clients_that_do_not_read_delay_nobody(own: Process) -> None:
         assert own.ask("POST", f"{BASE}/procedures/", source)[0] == 201
     deaf = []
     for _ in range(40):
-        raw = socket.socket()
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        raw.connect(("127.0.0.1", own.port))
-        raw.sendall(_head("GET", "/procedures/"))
-        deaf.append(raw)
+        deaf.append(own.connect(_head("GET", "/procedures/"), receive_bytes=4096))
     for _ in range(20):
         begun = time.monotonic()
         assert own.ask("GET", f"{BASE}/procedures/1")[0] == 200
@@ -367,11 +371,7 @@ def test_client_that_dies_before_the_first_byte_leaves_no_place_taken(own: Proce
 
 def test_listener_that_does_not_read_is_dropped(own: Process) -> None:
     number = own.create()
-    raw = socket.socket()
-    raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    raw.connect(("127.0.0.1", own.port))
-    raw.sendall(_head("GET", "/stream"))
-    wait_for(lambda: own.ask("GET", "/metrics")[1].count(b"oet_open_streams 1"))
+    raw = own.listen(receive_bytes=4096)
     for _ in range(10):
         own.order(id=number, messages=100, extra={"filler": "x" * 10_000})
     wait_for(lambda: own.ask("GET", "/metrics")[1].count(b"oet_open_streams 0"), 15)

@@ -41,7 +41,8 @@ def test_module_has_the_known_name_and_knows_its_file(runner, tmp_path):
     path.write_text(
         "import os, sys, threading, json\n"
         "def main():\n"
-        "    print(json.dumps([__name__, __file__, sys.modules[__name__].main is main, sys.argv, threading.current_thread().name,\n"
+        "    is_listed = sys.modules[__name__].main is main\n"
+        "    print(json.dumps([__name__, __file__, is_listed, sys.argv, threading.current_thread().name,\n"
         "        os.environ['OET_PROCEDURE_ID'], os.environ['OET_EXECUTION_UID'], sys.stdin.read()]))\n"
     )
     runner.run({"file": {"path": str(path)}})
