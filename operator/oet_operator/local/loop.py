@@ -206,6 +206,10 @@ class EngineLoop:
             _log.error("the runner of procedure %s broke the protocol and is killed: %s", runner.procedure_id, error)
             runner.kill()
             reading = Reading.CLOSED
+        except Exception:  # noqa: BLE001 -- a defect met by one execution must not reach another
+            _log.exception("a mail of procedure %s cannot be handled; its runner is killed", runner.procedure_id)
+            runner.kill()
+            reading = Reading.CLOSED
         if reading in (Reading.CLOSED, Reading.FLOOD):
             self._unwatch(runner.socket)
         if reading is Reading.FLOOD:
