@@ -19,7 +19,6 @@ __all__ = [
     "describe_end",
     "find_refusal",
     "is_start_settled",
-    "is_stop_repeated",
     "parse_subarray",
 ]
 
@@ -132,13 +131,6 @@ def decide_abort(execution: ScriptExecution) -> int:
         "Nothing was stopped: stop it without abort",
         execution.status.state,
     )
-
-
-def is_stop_repeated(execution: ScriptExecution, abort: bool) -> bool:
-    """Tell whether an execution was stopped just as this request asks: its answer is true for this request as well."""
-    spec = execution.spec
-    is_stopped = execution.status.state is State.STOPPED and spec.desired_state is DesiredState.STOPPED
-    return is_stopped and (spec.stop.abort or not abort)
 
 
 def describe_end(execution: ScriptExecution) -> str:

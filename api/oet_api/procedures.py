@@ -22,7 +22,6 @@ from oet_api.decisions import (
     describe_end,
     find_refusal,
     is_start_settled,
-    is_stop_repeated,
 )
 from oet_api.errors import NotCertainYetError
 from oet_crds.errors import (
@@ -255,9 +254,6 @@ class Procedures:
     def _ask_stop(self, procedure_id: int, abort: bool) -> ScriptExecution:
         """Store the request to stop. Raises InvalidTransitionError when there is nothing to stop or to abort."""
         execution = self._store.get(procedure_id)
-        if is_stop_repeated(execution, abort):
-            # Of several clients that stop at once, the last may come when it is done: all get the same answer.
-            return execution
         if execution.is_finished:
             raise InvalidTransitionError(
                 f"Cannot stop script with ID {procedure_id}: Script is not running ({execution.status.state})",

@@ -14,7 +14,6 @@ from oet_api.decisions import (
     decide_start,
     describe_end,
     is_start_settled,
-    is_stop_repeated,
     parse_subarray,
 )
 from oet_crds.errors import InvalidTransitionError
@@ -29,7 +28,6 @@ from oet_crds.execution import (
     ScriptExecutionSpec,
     ScriptExecutionStatus,
     ScriptSource,
-    StopOptions,
     WhenBusy,
 )
 from oet_crds.states import ACTIVE_STATES, FINAL_STATES, DesiredState, State
@@ -169,25 +167,6 @@ def test_subarrays_of_an_execution_are_known(execution: ScriptExecution, subarra
     else:
         with pytest.raises(InvalidTransitionError, match="stop it without abort"):
             decide_abort(execution)
-
-
-@pytest.mark.parametrize(
-    ("state", "desired", "was_abort", "abort", "is_repeated"),
-    [
-        (State.STOPPED, STOPPED, False, False, True),
-        (State.STOPPED, STOPPED, True, True, True),
-        (State.STOPPED, STOPPED, True, False, True),
-        (State.STOPPED, STOPPED, False, True, False),
-        (State.STOPPED, READY, False, False, False),
-        (State.COMPLETE, STOPPED, False, False, False),
-        (State.RUNNING, STOPPED, False, False, False),
-    ],
-)
-def test_only_the_same_stop_counts_as_repeated(
-    state: State, desired: DesiredState, was_abort: bool, abort: bool, is_repeated: bool
-) -> None:
-    execution = _execution(state, desired, stop=StopOptions(abort=was_abort))
-    assert is_stop_repeated(execution, abort) is is_repeated
 
 
 def test_end_is_described_with_its_message() -> None:

@@ -164,8 +164,11 @@ def test_stop_while_init_runs_releases_it(client: Client) -> None:
 
 
 def test_concurrent_stops_all_get_the_true_answer(client: Client, server: Server) -> None:
-    procedure = client.prepare("import time\ndef main(): time.sleep(600)")
+    # It cleans up for so long that all requests to stop are there before it has ended.
+    source = "import time\ndef main():\n    try: time.sleep(600)\n    finally: time.sleep(1.5)"
+    procedure = client.prepare(source)
     client.start(procedure)
+    client.wait_for(procedure, "RUNNING")
     answers = []
 
     def stop() -> None:
