@@ -95,6 +95,11 @@ def test_empty_change_changes_nothing(make: Any) -> None:
     assert validate_change(execution, SpecChange()) == execution.spec
 
 
+def test_stop_gets_through_whatever_the_subarray(make: Any) -> None:
+    args = ExecutionArgs(init=FunctionArgs(kwargs={"subarray_id": "x"}))
+    assert validate_change(make.execution(args=args), SpecChange(desired_state=STOP)).desired_state is STOP
+
+
 def test_start_can_be_taken_back_while_nothing_is_granted(make: Any) -> None:
     execution = make.execution(State.READY, desired_state=RUN, args=ExecutionArgs(main=MAIN))
     spec = validate_change(execution, SpecChange(desired_state=HOLD))

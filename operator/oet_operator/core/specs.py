@@ -91,6 +91,7 @@ def validate_change(execution: ScriptExecution, change: SpecChange) -> ScriptExe
             "stop": change.stop or spec.stop,
         }
     )
-    if problem := validate_subarray(changed):
+    # Only what the change brings: a stop must get through whatever was stored before.
+    if change.main is not None and (problem := validate_subarray(changed)):
         raise InvalidTransitionError(f"{name}: {problem}", state)
     return changed
