@@ -28,9 +28,10 @@ def main():
     "swallows-everything": """
 import time
 def main():
-    print('up')
     while True:
         try:
+            # In here: a stop that comes before the `try` would be no stop that is swallowed.
+            print('up')
             time.sleep(100)
         except BaseException:
             pass

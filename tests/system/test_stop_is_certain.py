@@ -35,9 +35,10 @@ def main():
     "swallows_every_exception": """
 import time
 def main():
-    import oet; oet.announce("go")
+    import oet
     while True:
         try:
+            oet.announce("go")
             time.sleep(600)
         except BaseException:
             pass
