@@ -187,8 +187,9 @@ def collect() -> Iterator[Figure]:
         yield summarise("submit -> READY", submits, goal="p50 <= 0.45x", **rival)
         yield summarise("start -> first line of main", starts, goal="p95 <= 3 ms", **rival)
         yield summarise("stop -> certain answer", stops, goal="p95 <= 10 ms", **rival)
-        one = measure_requests(server.port, "/procedures/1")
-        yield summarise(f"GET /procedures/1 ({len(one) / 3:.0f} requests/s on one connection)", one, **rival)
+        procedure = Client(server.port).prepare(SCRIPT)
+        one = measure_requests(server.port, f"/procedures/{procedure}")
+        yield summarise(f"GET of one procedure ({len(one) / 3:.0f} requests/s on one connection)", one, **rival)
     with running_server() as server:
         crowded = sorted(measure_crowded(server.port))
         p99 = crowded[int(len(crowded) * 0.99)]
