@@ -2,31 +2,54 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin, urlsplit
 
 from oet_cli.exits import CliError, Exit
-from oet_cli.sse import ServerEvent, iterate_events
+from oet_cli.sse import EventStream
 from oet_crds.states import State
+from oet_crds.topics import EntryKind
 
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["Client", "describe_detail"]
+__all__ = ["BUSY", "Client", "LostError", "describe_detail", "is_loopback"]
 
 CONNECT_SECONDS = 3.05
 """A little over 3 s, TCP's first repeat of a lost packet (https://requests.readthedocs.io/en/latest/user/advanced/#timeouts)."""
 
 READ_SECONDS = 30.0
-"""Every answer but that of a stop comes at once."""
+"""Every answer but that of a stop comes at once; a start waits up to 10 s for the engine."""
 
 STOP_SECONDS = 120.0
-"""A stop answers when it is certain: after the grace period (10 s), the abort script, and the server's own 30 s."""
+"""A stop answers when it is certain: after the grace period (10 s), the abort script, and twice the server's own 30 s."""
 
 SILENCE_SECONDS = 60.0
 """A stream sends a heartbeat every 10 s; without any for so long the connection is dead."""
+
+RETRY_PAUSES_SECONDS = (0.2, 1.0)
+"""Pauses before a read is repeated whose answer was lost, or that the server had no room for."""
+
+BUSY = (502, 503)
+"""Statuses that say that the same read may succeed soon."""
+
+CHUNK_BYTES = 64 * 1024
+"""At most so much of a stream is taken at once."""
+
+PAGE = 1000
+"""Entries of a timeline that are read at once: as many as the server gives."""
+
+MAX_TEXT_CHARS = 300
+"""How much is shown of an error that is no JSON, such as the page of a proxy."""
+
+
+class LostError(CliError):
+    """The server was reached, but the connection broke before the answer came."""
 
 
 def describe_detail(body: object) -> str:
@@ -34,103 +57,223 @@ def describe_detail(body: object) -> str:
     detail = body.get("detail", body) if isinstance(body, dict) else body
     if not isinstance(detail, list):
         return detail if isinstance(detail, str) else json.dumps(detail)
-    lines = []
-    for problem in detail:
-        if not isinstance(problem, dict):
-            lines.append(str(problem))
-            continue
-        place = ".".join(str(part) for part in problem.get("loc", ()))
-        lines.append(f"{place}: {problem.get('msg', 'not valid')}")
-    return "\n".join(lines)
+    return "\n".join(_describe_problem(problem) for problem in detail)
+
+
+def _describe_problem(problem: object) -> str:
+    if not isinstance(problem, dict):
+        return str(problem)
+    loc = problem.get("loc")
+    place = ".".join(str(part) for part in loc) if isinstance(loc, list) else ""
+    text = str(problem.get("msg", "not valid"))
+    return f"{place}: {text}" if place else text
+
+
+def is_loopback(url: str) -> bool:
+    """Tell whether a URL names this machine, so that no proxy can be meant. Pure."""
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Client:
-    """Asks one server."""
+    """Asks one server.
 
-    def __init__(self, url: str) -> None:
+    Reads are repeated when their answer is lost; writes never, because they may have been done.
+    """
+
+    def __init__(self, url: str, connect_seconds: float = CONNECT_SECONDS, read_seconds: float = READ_SECONDS) -> None:
+        """Ask the server at a base URL; nothing is sent yet.
+
+        Args:
+            url: Base of the API.
+            connect_seconds: How long to wait for a connection.
+            read_seconds: How long to wait for the answer to anything but a stop.
+        """
         self.url = url.rstrip("/")
-        self._session: requests.Session | None = None
-
-    def _open(self) -> requests.Session:
-        if self._session is None:
-            import requests
-
-            self._session = requests.Session()
-        return self._session
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        """Turn the library's errors into what the user should read."""
-        import requests
-
-        try:
-            yield
-        except (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema) as error:
-            raise CliError(f"{self.url} is not a URL: {error}", Exit.USAGE) from error
-        except requests.exceptions.ReadTimeout as error:
-            raise CliError(
-                f"{self.url} did not answer in time; what became of the request is not known", Exit.NOT_CERTAIN
-            ) from error
-        except (requests.exceptions.RequestException, OSError) as error:
-            raise CliError(
-                f"cannot reach OET at {self.url} ({_find_cause(error)})\n"
-                "Start it with `make rest`, or name another server with OET_URL or --server-url.",
-                Exit.UNREACHABLE,
-            ) from error
-
-    def _ask(self, method: str, path: str, body: Any = None, seconds: float = READ_SECONDS) -> Any:
-        with self._explained():
-            answer = self._open().request(method, self.url + path, json=body, timeout=(CONNECT_SECONDS, seconds))
-        return _read(answer)
+        self._connect_seconds = connect_seconds
+        self._read_seconds = read_seconds
+        self._reader: requests.Session | None = None
 
     def create(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Create a procedure. Not repeated when the answer is lost: it may exist."""
-        return dict(self._ask("POST", "/procedures/", body))
+        """Create a procedure."""
+        return self._check_procedure(self._write("POST", "/procedures/", body))
 
     def read_all(self) -> list[dict[str, Any]]:
         """Return all procedures, oldest first."""
-        return list(self._ask("GET", "/procedures/"))
+        return [self._check_procedure(one) for one in self._check_list(self._read("/procedures/"))]
 
     def get(self, procedure_id: int) -> dict[str, Any]:
         """Return one procedure."""
-        return dict(self._ask("GET", f"/procedures/{procedure_id}"))
+        return self._check_procedure(self._read(f"/procedures/{procedure_id}"))
 
     def start(self, procedure_id: int, main: Mapping[str, Any]) -> dict[str, Any]:
         """Start a procedure."""
         body = {"state": str(State.RUNNING), "script_args": {"main": main}}
-        return dict(self._ask("PUT", f"/procedures/{procedure_id}", body))
+        return self._check_procedure(self._write("PUT", f"/procedures/{procedure_id}", body))
 
     def stop(self, procedure_id: int, *, abort: bool) -> str:
         """Stop a procedure; returns the server's words once it is certain."""
-        answer = self._ask(
-            "PUT", f"/procedures/{procedure_id}", {"state": str(State.STOPPED), "abort": abort}, STOP_SECONDS
-        )
-        return str(answer.get("abort_message", ""))
+        body = {"state": str(State.STOPPED), "abort": abort}
+        answer = self._write("PUT", f"/procedures/{procedure_id}", body, STOP_SECONDS)
+        if not isinstance(answer, dict) or "abort_message" not in answer:
+            raise self._build_stranger()
+        return str(answer["abort_message"])
 
-    def read_logs(self, procedure_id: int, tail: int | None) -> str:
+    def read_logs(self, procedure_id: int, tail: int | None) -> bytes:
         """Return what a script printed; None for all of it."""
         query = "" if tail is None else f"?tail={tail}"
-        with self._explained():
-            url = f"{self.url}/procedures/{procedure_id}/logs{query}"
-            answer = self._open().get(url, timeout=(CONNECT_SECONDS, READ_SECONDS))
-        _check(answer)
-        return answer.content.decode("utf-8", "replace")
+        answer = self._ask_again(lambda: self._send("GET", f"/procedures/{procedure_id}/logs{query}"))
+        return bytes(answer.content)
 
-    def read_events(self, procedure_id: int, after: int) -> list[dict[str, Any]]:
-        """Return a procedure's timeline after an id."""
-        return list(self._ask("GET", f"/procedures/{procedure_id}/events?after={after}&limit=1000"))
+    def read_events(self, procedure_id: int, after: int, kind: EntryKind | None = None) -> list[dict[str, Any]]:
+        """Return a page of a procedure's timeline after an id; None for all kinds of entries. The last page is empty."""
+        query = f"after={after}&limit={PAGE}" + ("" if kind is None else f"&kind={kind}")
+        events = self._check_list(self._read(f"/procedures/{procedure_id}/events?{query}"))
+        if not all(isinstance(event, dict) and isinstance(event.get("id"), int) for event in events):
+            raise self._build_stranger()
+        return events
+
+    def open_stream(self, path: str, last_id: str = "") -> EventStream:
+        """Connect to an event stream now. Its iteration ends when the server ends it, and raises when it breaks."""
+        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
+        timeout = (self._connect_seconds, SILENCE_SECONDS)
+        with self._explained(is_read=True):
+            answer = self._open().get(self.url + path, headers=headers, stream=True, timeout=timeout)
+            self._check(answer)
+        return EventStream(self._iterate_chunks(answer), last_id)
+
+    def _iterate_chunks(self, answer: requests.Response) -> Iterator[bytes]:
+        with answer, self._explained(is_read=True):
+            if answer.raw.chunked:
+                yield from answer.iter_content(None)
+            else:
+                # Through a proxy of HTTP/1.0: `iter_content(None)` would wait for the end, which never comes.
+                yield from iter(lambda: answer.raw.read1(CHUNK_BYTES, decode_content=True), b"")
+
+    def _read(self, path: str) -> Any:
+        return self._parse(self._ask_again(lambda: self._send("GET", path)))
+
+    def _ask_again(self, ask: Callable[[], requests.Response]) -> requests.Response:
+        for pause in RETRY_PAUSES_SECONDS:
+            try:
+                return ask()
+            except CliError as error:
+                if not isinstance(error, LostError) and error.status not in BUSY:
+                    raise
+            time.sleep(pause)
+        return ask()
+
+    def _send(self, method: str, path: str) -> requests.Response:
+        with self._explained(is_read=True):
+            timeout = (self._connect_seconds, self._read_seconds)
+            answer = self._open().request(method, self.url + path, timeout=timeout)
+        return self._check(answer)
+
+    def _write(self, method: str, path: str, body: Mapping[str, Any], seconds: float | None = None) -> Any:
+        # A connection of its own: one that was kept open could break under the request, and leave it in doubt.
+        with self._explained(is_read=False), self._new_session() as session:
+            timeout = (self._connect_seconds, seconds or self._read_seconds)
+            answer = session.request(method, self.url + path, json=body, timeout=timeout, allow_redirects=False)
+        if answer.is_redirect:
+            where = urljoin(self.url + path, answer.headers["Location"]).removesuffix(path)
+            raise CliError(f"{self.url} has moved to {where}; name that with OET_URL or --server-url", Exit.USAGE)
+        return self._parse(self._check(answer))
+
+    def _open(self) -> requests.Session:
+        if self._reader is None:
+            self._reader = self._new_session()
+        return self._reader
+
+    def _new_session(self) -> requests.Session:
+        import requests
+
+        session = requests.Session()
+        session.trust_env = not is_loopback(self.url)
+        return session
 
     @contextmanager
-    def listen(self, path: str, last_id: str = "") -> Iterator[Iterator[ServerEvent]]:
-        """Open an event stream; the iterator ends when the connection does."""
-        headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
-        with self._explained():
-            answer = self._open().get(
-                self.url + path, headers=headers, stream=True, timeout=(CONNECT_SECONDS, SILENCE_SECONDS)
-            )
-            with answer:
-                _check(answer)
-                yield iterate_events(answer.iter_content(None))
+    def _explained(self, *, is_read: bool) -> Iterator[None]:
+        """Turn the library's errors into what the user should read."""
+        import requests
+        import urllib3
+
+        names = (requests.exceptions.InvalidURL, requests.exceptions.MissingSchema, requests.exceptions.InvalidSchema)
+        wrong = (*names, urllib3.exceptions.LocationValueError)
+        try:
+            yield
+        except wrong as error:
+            raise CliError(f"{self.url} is not a URL: {error}", Exit.USAGE) from error
+        except requests.exceptions.ReadTimeout as error:
+            text = f"{self.url} did not answer in time" + ("" if is_read else _IN_DOUBT)
+            raise CliError(text, Exit.NOT_CERTAIN) from error
+        except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
+            cause = _find_cause(error)
+            if _is_unconnected(error):
+                raise CliError(
+                    f"cannot reach OET at {self.url} ({cause})\n"
+                    "Start it with `make rest`, or name another server with OET_URL or --server-url.",
+                    Exit.UNREACHABLE,
+                ) from error
+            text = f"the connection to {self.url} broke ({cause})" + ("" if is_read else _IN_DOUBT)
+            raise LostError(text, Exit.UNREACHABLE if is_read else Exit.NOT_CERTAIN) from error
+
+    def _check(self, answer: requests.Response) -> requests.Response:
+        """Return an answer that is no error."""
+        status = answer.status_code
+        if status < 400:
+            return answer
+        try:
+            detail = describe_detail(answer.json())
+        except ValueError:
+            text = " ".join(answer.text.split())[:MAX_TEXT_CHARS]
+            detail = f"{self.url} answered {status} {answer.reason}: {text}"
+        raise CliError(detail, Exit.NOT_CERTAIN if status in (502, 504) else Exit.REFUSED, status)
+
+    def _parse(self, answer: requests.Response) -> Any:
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise self._build_stranger() from error
+
+    def _check_procedure(self, value: Any) -> dict[str, Any]:
+        """Return a procedure that has what every command relies on."""
+        if (
+            isinstance(value, dict)
+            and isinstance(value.get("id"), int)
+            and isinstance(value.get("state"), str)
+            and isinstance(value.get("script"), dict)
+            and isinstance(value.get("history"), dict)
+            and isinstance(value["history"].get("process_states"), list)
+        ):
+            return value
+        raise self._build_stranger()
+
+    def _check_list(self, value: Any) -> list[Any]:
+        if not isinstance(value, list):
+            raise self._build_stranger()
+        return value
+
+    def _build_stranger(self) -> CliError:
+        return CliError(f"{self.url} does not answer as OET does; check the URL", Exit.UNREACHABLE)
+
+
+_IN_DOUBT = "; whether the request was carried out is not known. Look with: oet procedure list"
+
+
+def _is_unconnected(error: BaseException) -> bool:
+    """Tell whether a request never reached the server, so that it cannot have been carried out."""
+    import requests
+    import urllib3
+
+    if isinstance(
+        error, (requests.exceptions.ConnectTimeout, requests.exceptions.ProxyError, requests.exceptions.SSLError)
+    ):
+        return True
+    reason = getattr(error.args[0], "reason", None) if error.args else None
+    return isinstance(reason, (urllib3.exceptions.NewConnectionError, urllib3.exceptions.ConnectTimeoutError))
 
 
 def _find_cause(error: BaseException) -> str:
@@ -140,22 +283,3 @@ def _find_cause(error: BaseException) -> str:
         error = inner
         text = str(error) or text
     return text.rsplit("] ", 1)[-1]
-
-
-def _check(answer: requests.Response) -> None:
-    if answer.status_code < 400:
-        return
-    try:
-        detail = describe_detail(answer.json())
-    except ValueError:
-        detail = answer.text.strip()[:500] or answer.reason
-    code = Exit.NOT_CERTAIN if answer.status_code in (502, 504) else Exit.REFUSED
-    raise CliError(detail, code)
-
-
-def _read(answer: requests.Response) -> Any:
-    _check(answer)
-    try:
-        return answer.json()
-    except ValueError as error:
-        raise CliError(f"{answer.url} does not answer as OET does; check the URL", Exit.UNREACHABLE) from error

@@ -3,79 +3,160 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, TypeVar
 
-import click
-
-from oet_cli.client import Client
-from oet_cli.exits import CliError, Exit
+from oet_cli.client import BUSY, Client
+from oet_cli.exits import CliError, Exit, compute_exit
+from oet_cli.screen import Screen
 from oet_cli.texts import describe_event
 from oet_crds.states import State, is_final
 from oet_crds.topics import EntryKind, Topic
 
-__all__ = ["find_new_state", "follow", "print_entry"]
+__all__ = ["Follower", "Pauses", "ask_patiently", "find_new_state", "find_newest", "is_over", "print_entry"]
 
-PAUSE_SECONDS = 0.1
-"""Pause between two looks: a person sees no delay, and the server answers a look in half a millisecond."""
+SHORTEST_PAUSE_SECONDS = 0.01
+LONGEST_PAUSE_SECONDS = 0.3
+"""Pauses between two looks, each half as long again as the one before while nothing happens: a quick script is seen to end
+at once, and a person hardly notices the longest. A look costs the server half a millisecond."""
 
 PATIENCE_SECONDS = 60.0
 """How long a server that does not answer is asked again: a restart takes a few seconds."""
 
+ASK_AGAIN_SECONDS = 1.0
+"""Pause before a server that does not answer is asked again."""
 
-def follow(client: Client, procedure_id: int, after: int = 0) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a procedure's timeline as they come, up to the one that says its final state.
+_Answer = TypeVar("_Answer")
 
-    Args:
-        client: The server.
-        procedure_id: Which procedure.
-        after: Id of the last entry that is known already; 0 for none.
+
+class Pauses:
+    """Pauses that grow while nothing happens."""
+
+    def __init__(self) -> None:
+        """Begin with the shortest."""
+        self._next = SHORTEST_PAUSE_SECONDS
+
+    def reset(self) -> None:
+        """Go back to the shortest: something happened."""
+        self._next = SHORTEST_PAUSE_SECONDS
+
+    def sleep(self, at_most_seconds: float | None = None) -> None:
+        """Sleep; None for no other bound than the pause itself."""
+        pause, self._next = self._next, min(LONGEST_PAUSE_SECONDS, self._next * 1.5)
+        time.sleep(pause if at_most_seconds is None else max(0.0, min(pause, at_most_seconds)))
+
+
+class Follower:
+    """Reads the timeline of one procedure. It can be iterated again after an interruption, and goes on there.
+
+    Attributes:
+        state: The state as of the entry yielded last; None before there was one.
+    """
+
+    def __init__(self, client: Client, procedure_id: int, screen: Screen, after: int = 0) -> None:
+        """Follow from an entry on.
+
+        Args:
+            client: The server.
+            procedure_id: Which procedure.
+            screen: Where to complain, and to say how it stands.
+            after: Id of the last entry that is known already; 0 for none.
+        """
+        self._client = client
+        self._procedure_id = procedure_id
+        self._screen = screen
+        self._after = after
+        self.state: State | None = None
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """Yield the entries as they come, up to the one that says the final state.
+
+        Raises:
+            CliError: The server does not answer for `PATIENCE_SECONDS`, or knows no such procedure.
+        """
+        pauses = Pauses()
+        while True:
+            entries = ask_patiently(lambda: self._client.read_events(self._procedure_id, self._after), self._screen)
+            for entry in entries:
+                self.state = find_new_state(entry) or self.state
+                yield entry
+                # Only now: an entry whose printing was interrupted comes again rather than never.
+                self._after = int(entry["id"])
+                if find_new_state(entry) is not None and self.state is not None and is_final(self.state):
+                    return
+            if entries:
+                pauses.reset()
+            self._screen.show(f"Procedure {self._procedure_id} is {self.state or State.CREATING}")
+            pauses.sleep()
+
+    def find_exit(self) -> Exit:
+        """Say how it ended, if that was not well, and return the exit code for it."""
+        found = ask_patiently(lambda: self._client.get(self._procedure_id), self._screen)
+        if found.get("message") and found["state"] != State.COMPLETE:
+            self._screen.note(f"Procedure {self._procedure_id} is {found['state']}: {found['message']}")
+        return compute_exit(found["state"])
+
+
+def ask_patiently(ask: Callable[[], _Answer], screen: Screen) -> _Answer:
+    """Ask until the server answers. Only for what may be asked twice.
 
     Raises:
-        CliError: The server does not answer for `PATIENCE_SECONDS`, or knows no such procedure.
+        CliError: The server refused, or does not answer for `PATIENCE_SECONDS`.
     """
-    while True:
-        entries = _ask_patiently(lambda: client.read_events(procedure_id, after))  # noqa: B023 -- called at once
-        for entry in entries:
-            after = int(entry["id"])
-            yield entry
-            state = find_new_state(entry)
-            if state is not None and is_final(state):
-                return
-        if not entries:
-            time.sleep(PAUSE_SECONDS)
-
-
-def _ask_patiently(ask: Callable[[], list[dict[str, Any]]]) -> list[dict[str, Any]]:
     deadline = time.monotonic() + PATIENCE_SECONDS
     has_complained = False
     while True:
         try:
             return ask()
         except CliError as error:
-            if error.code is not Exit.UNREACHABLE or time.monotonic() > deadline:
+            is_away = error.status is None and error.code in (Exit.UNREACHABLE, Exit.NOT_CERTAIN)
+            if not (is_away or error.status in BUSY) or time.monotonic() > deadline:
                 raise
             if not has_complained:
-                click.echo("lost the server; asking again", err=True)
+                screen.note(f"lost the server ({str(error).splitlines()[0]}); asking again")
                 has_complained = True
-            time.sleep(10 * PAUSE_SECONDS)
+            time.sleep(ASK_AGAIN_SECONDS)
 
 
-def find_new_state(entry: dict[str, Any]) -> State | None:
+def find_newest(client: Client, procedure_id: int) -> int:
+    """Return the id of the newest state in a procedure's timeline, 0 when there is none."""
+    newest = 0
+    while entries := client.read_events(procedure_id, newest, EntryKind.STATE):
+        newest = int(entries[-1]["id"])
+    return newest
+
+
+def find_new_state(entry: Mapping[str, Any]) -> State | None:
     """Return the state that an entry says the procedure reached; None when it says something else. Pure."""
-    if entry.get("topic") != Topic.STATE_CHANGE or entry.get("kind") != EntryKind.STATE:
+    if entry.get("kind") != EntryKind.STATE or entry.get("topic") != Topic.STATE_CHANGE:
         return None
-    return State(entry["payload"]["new_state"])
+    try:
+        return State(entry["payload"]["new_state"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
-def print_entry(entry: dict[str, Any]) -> None:
-    """Print an entry: what the script printed on standard output, everything else on standard error."""
-    payload = entry["payload"]
-    if entry["kind"] == EntryKind.ACTION:
+def is_over(state: str) -> bool:
+    """Tell whether a state is final, as far as it is known. Pure."""
+    return state in set(State) and is_final(State(state))
+
+
+def print_entry(entry: Mapping[str, Any], screen: Screen, write_event: Callable[[str], None]) -> None:
+    """Print an entry of a timeline.
+
+    Args:
+        entry: The entry.
+        screen: Takes what the script printed: on standard error what it printed there, on standard output the rest.
+        write_event: Takes the line that tells of anything else.
+    """
+    kind, payload = entry.get("kind"), entry.get("payload") or {}
+    if kind == EntryKind.ACTION:
         return  # What was asked for is what the user of this command did.
-    if entry["kind"] != EntryKind.LOG:
-        click.echo(f"- {describe_event({**payload, 'topic': entry['topic']})}", err=True)
+    if kind != EntryKind.LOG:
+        write_event(f"- {describe_event({**payload, 'topic': entry.get('topic')})}")
     elif "dropped" in payload:
-        click.echo(f"- {payload['dropped']} printed lines were dropped", err=True)
+        screen.note(f"- {payload['dropped']} printed lines were dropped")
+    elif payload.get("stream") == "stderr":
+        screen.note(str(payload.get("line", "")))
     else:
-        click.echo(payload.get("line", ""))
+        screen.write(str(payload.get("line", "")))

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
+from collections.abc import Sequence
 
 import click
 
@@ -25,6 +27,13 @@ _COMMANDS = {
 
 class LazyGroup(click.Group):
     """A group that imports a command when it is called, not when it is listed."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        """Run a command. When who reads its output went away, say so: click itself would exit with 1, as a FAILED script does."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError as error:
+            raise CliError("the reader of the output went away", Exit.PIPE_CLOSED) from error
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of all commands."""
@@ -59,7 +68,8 @@ def _show_version(ctx: click.Context, _parameter: click.Parameter, value: bool) 
     envvar="OET_URL",
     default=DEFAULT_URL,
     show_default=True,
-    help="Base URL of the REST server; environment: OET_URL.",
+    help="Base URL of the REST server; environment: OET_URL. The default is where `make rest` listens; in a cluster name its "
+    "service, such as http://ska-oso-oet-rest:5000/<namespace>/oet/api/v7.",
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=_show_version, help="Show the version."
@@ -70,23 +80,41 @@ def cli(ctx: click.Context, server_url: str) -> None:
     ctx.obj = server_url
 
 
-def main() -> None:
-    """Run `oet`; exits with a code of `oet_cli.exits.Exit`."""
+def main(args: Sequence[str] | None = None) -> None:
+    """Run `oet`; exits with a code of `oet_cli.exits.Exit`.
+
+    Args:
+        args: Words of the command line; None for those of the process.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A script may print what the terminal's encoding lacks: show it escaped rather than fail.
+            stream.reconfigure(errors="backslashreplace")
+    sys.exit(int(_run(args)))
+
+
+def _run(args: Sequence[str] | None) -> int:
+    """Run the command; say what went wrong, in words, and return the exit code."""
     try:
-        code = cli(standalone_mode=False)
+        return int(cli(args, standalone_mode=False) or Exit.OK)
     except CliError as error:
-        click.echo(f"Error: {error}", err=True)
-        code = error.code
+        if error.code is Exit.PIPE_CLOSED:
+            # `oet ... | head` is no error to talk of; but Python would complain when it flushes at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        else:
+            click.echo(f"Error: {error}", err=True)
+        return error.code
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        return error.exit_code
     except (click.Abort, KeyboardInterrupt):
-        code = Exit.INTERRUPTED
-    except BrokenPipeError:
-        # Who read our output has enough (`oet ... | head`). Python would complain again when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = Exit.OK
-    sys.exit(int(code or 0))
+        return Exit.INTERRUPTED
+    except Exception as error:
+        if os.environ.get("OET_DEBUG"):
+            raise
+        text = f"Error: oet itself failed ({type(error).__name__}: {error}). OET_DEBUG=1 shows where; please report it."
+        click.echo(text, err=True)
+        return Exit.DEFECT
 
 
 if __name__ == "__main__":

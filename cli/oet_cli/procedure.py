@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from typing import Any
 
@@ -10,11 +11,23 @@ import click
 from oet_cli.arguments import parse_words
 from oet_cli.client import Client
 from oet_cli.exits import EPILOG, CliError, Exit, compute_exit
-from oet_cli.following import follow, print_entry
-from oet_cli.options import FLAG, FREE, build_script, output_option, pid_option, print_result, words_argument
+from oet_cli.following import Follower, Pauses, ask_patiently, find_newest, is_over, print_entry
+from oet_cli.options import (
+    ScriptCommand,
+    build_script,
+    flag_option,
+    git_options,
+    output_option,
+    pid_option,
+    print_result,
+    script_argument,
+    take_script,
+    words_argument,
+)
 from oet_cli.run import run
+from oet_cli.screen import Screen
 from oet_cli.tables import render_description, render_list
-from oet_crds.states import State, is_final
+from oet_crds.states import State
 
 __all__ = ["procedure"]
 
@@ -38,17 +51,8 @@ def _choose(client: Client, pid: int | None, verb: str) -> int:
     return int(_find_last(client, verb)["id"]) if pid is None else pid
 
 
-def git_options(command: Any) -> Any:
-    """Add the options of git scripts."""
-    for name, about in (("repo", "Repository"), ("branch", "Branch"), ("commit", "Commit")):
-        command = click.option(f"--git_{name}", f"--git-{name}", help=f"{about} of a git:// script.")(command)
-    about = "Build the git script's own environment."
-    return click.option("--create_env", "--create-env", type=FLAG, default=False, help=about)(command)
-
-
-@procedure.command(context_settings=FREE)
-@click.argument("script")
-@words_argument
+@procedure.command(cls=ScriptCommand)
+@script_argument
 @click.option(
     "--subarray_id", "--subarray-id", type=int, default=1, show_default=True, help="Subarray, handed to init."
 )
@@ -56,23 +60,22 @@ def git_options(command: Any) -> Any:
 @git_options
 @output_option
 @click.pass_obj
-def create(
-    server_url: str, /, script: str, words: tuple[str, ...], subarray_id: int, wait: bool, **options: Any
-) -> None:
+def create(server_url: str, /, words: tuple[str, ...], subarray_id: int, wait: bool, output: str, **git: Any) -> None:
     """Prepare SCRIPT and hold it READY; ARGS and --KEY=VALUE go to its init.
 
-    SCRIPT is a path, file://..., git://..., or - for a script on standard input.
+    SCRIPT is a path, file://..., git://..., or - for a script on standard input. A VALUE that is a Python literal is one (1, 2.5,
+    [1, 2], {"a": 1}, True), everything else is text; --KEY alone is True, --noKEY is False.
     """
-    client, output, create_env = Client(server_url), options.pop("output"), options.pop("create_env")
-    args, kwargs = parse_words(words)
-    init = {"args": args, "kwargs": {SUBARRAY: subarray_id, **kwargs}}
-    created = client.create({"script": build_script(script, options, create_env), "script_args": {"init": init}})
+    client = Client(server_url)
+    script, args, kwargs = take_script(words)
+    init = {"args": args, "kwargs": {**kwargs, SUBARRAY: subarray_id}}
+    created = client.create({"script": build_script(script, git), "script_args": {"init": init}})
     if wait:
-        created = _wait_for(client, created["id"], State.READY, None)
+        created = _wait_for(client, int(created["id"]), State.READY, None)
     print_result(created, output, lambda one: render_list([one]))
 
 
-@procedure.command("list")
+@procedure.command("list", cls=ScriptCommand)
 @pid_option
 @output_option
 @click.pass_obj
@@ -82,89 +85,148 @@ def list_(server_url: str, pid: int | None, output: str) -> None:
     print_result(client.read_all() if pid is None else [client.get(pid)], output, render_list)
 
 
-@procedure.command(context_settings=FREE)
+@procedure.command(cls=ScriptCommand, epilog=EPILOG)
 @words_argument
 @pid_option
-@click.option("--listen", type=FLAG, default=True, show_default=True, help="Show what it does until it has ended.")
+@flag_option("listen", "Show what it does until it has ended.", default=True)
 @output_option
 @click.pass_obj
 def start(server_url: str, words: tuple[str, ...], pid: int | None, listen: bool, output: str) -> int:
-    """Start a READY procedure, the last one created if no --pid is given; ARGS and --KEY=VALUE go to its main."""
+    """Start a READY procedure, the last one created if no --pid is given; ARGS and --KEY=VALUE go to its main.
+
+    Then shows what the procedure does until it has ended; the exit code tells how. With --listen=False it returns at once.
+    """
     client = Client(server_url)
-    if pid is None:
-        last = _find_last(client, "start")
-        if last["state"] != State.READY:
-            text = (
-                f"The last procedure created is in {last['state']} state and cannot be started, "
-                "please specify a valid procedure ID."
-            )
-            raise CliError(text, Exit.USAGE)
-        pid = int(last["id"])
-    # What was there before the start is known; nothing that comes after it is missed.
-    after = max((int(entry["id"]) for entry in client.read_events(pid, 0)), default=0)
+    pid = _choose_ready(client) if pid is None else pid
+    # What was there before the start is known: nothing that comes after it can be missed, and nothing older is shown.
+    after = find_newest(client, pid) if listen else 0
     args, kwargs = parse_words(words)
     started = client.start(pid, {"args": args, "kwargs": kwargs})
-    print_result(started, output, lambda one: render_list([one]))
-    return _follow_to_the_end(client, pid, after) if listen else Exit.OK
+    screen = Screen()
+    try:
+        print_result(started, output, lambda one: render_list([one]))
+        return _show_events(Follower(client, pid, screen, after), screen, output) if listen else Exit.OK
+    except (KeyboardInterrupt, BrokenPipeError):
+        screen.note(f"Procedure {pid} goes on; stop it with: oet procedure stop --pid={pid}")
+        raise
+    finally:
+        screen.clear()
 
 
-@procedure.command()
+def _show_events(follower: Follower, screen: Screen, output: str) -> Exit:
+    """Show what a procedure does until it has ended. JSON or YAML on standard output stays alone there."""
+    is_table = output == "table"
+    if is_table:
+        screen.write("\nEvents\n------\n")
+    for entry in follower:
+        print_entry(entry, screen, screen.write if is_table else screen.note)
+    return follower.find_exit()
+
+
+def _choose_ready(client: Client) -> int:
+    """Return the procedure that was created last. Raises CliError when it cannot be started."""
+    last = _find_last(client, "start")
+    if last["state"] != State.READY:
+        text = (
+            f"The last procedure created is in {last['state']} state and cannot be started, "
+            "please specify a valid procedure ID."
+        )
+        raise CliError(text, Exit.USAGE)
+    return int(last["id"])
+
+
+@procedure.command(cls=ScriptCommand)
 @pid_option
-@click.option(
-    "--run_abort", "--run-abort", type=FLAG, default=True, show_default=True, help="Run the abort script afterwards."
-)
+@flag_option("run_abort", "Run the abort script on its subarray afterwards.", default=True)
 @click.pass_obj
 def stop(server_url: str, pid: int | None, run_abort: bool) -> None:
     """Stop a procedure, the one that runs if no --pid is given. Answers when it is certain."""
     client = Client(server_url)
     if pid is None:
-        running = [one["id"] for one in client.read_all() if one["state"] == State.RUNNING]
+        running = [int(one["id"]) for one in client.read_all() if one["state"] == State.RUNNING]
         if not running:
             raise CliError("No procedures to stop", Exit.USAGE)
         if len(running) > 1:
             text = "WARNING: More than one procedure is running. Specify ID of the procedure to stop."
             raise CliError(text, Exit.USAGE)
-        pid = int(running[0])
-    click.echo(client.stop(pid, abort=run_abort))
+        pid = running[0]
+    try:
+        click.echo(client.stop(pid, abort=run_abort))
+    except KeyboardInterrupt:
+        text = f"\nThe stop stays in force if it reached the server. See: oet procedure wait --pid={pid}"
+        click.echo(text, err=True)
+        raise
 
 
-@procedure.command()
+@procedure.command(cls=ScriptCommand)
 @pid_option
 @output_option
 @click.pass_obj
 def describe(server_url: str, pid: int | None, output: str) -> None:
     """Show all that is known of a procedure, the last one created if no --pid is given."""
     client = Client(server_url)
-    print_result(client.get(_choose(client, pid, "describe")), output, render_description)
+    found = _find_last(client, "describe") if pid is None else client.get(pid)
+    print_result(found, output, render_description)
 
 
 @procedure.command()
 @pid_option
 @click.option("-f", "--follow", "is_following", is_flag=True, help="Go on until the procedure has ended.")
-@click.option("--tail", type=click.IntRange(min=1), help="Only the last lines.")
+@click.option("--tail", type=click.IntRange(1, 100_000), help="Only so many of the last lines.")
 @click.pass_obj
-def logs(server_url: str, pid: int | None, is_following: bool, tail: int | None) -> int:
+def logs(server_url: str, pid: int | None, is_following: bool, tail: int | None) -> None:
     """Show what a script printed, the last one created if no --pid is given."""
     client = Client(server_url)
     pid = _choose(client, pid, "show")
     if is_following:
-        return _follow_to_the_end(client, pid, 0)
-    click.echo(client.read_logs(pid, tail), nl=False)
-    return Exit.OK
+        _follow_logs(client, pid, tail)
+    else:
+        click.echo(client.read_logs(pid, tail), nl=False)
 
 
-@procedure.command()
+def _follow_logs(client: Client, pid: int, tail: int | None) -> None:
+    """Print lines as they come. A lost connection is opened again, and goes on where it was lost."""
+    path, last_id, screen, pauses = f"/procedures/{pid}/logs?format=sse&follow=true", "", Screen(), Pauses()
+    while True:
+        # Asked before the stream is read: only then is its end known to be the end of the procedure too.
+        is_last = is_over(ask_patiently(lambda: client.get(pid), screen)["state"])
+        only = "" if tail is None or last_id else f"&tail={tail}"
+        stream = ask_patiently(lambda: client.open_stream(path + only, last_id), screen)  # noqa: B023 -- called at once
+        try:
+            for data in stream:
+                screen.write(_describe_line(data))
+        except CliError as error:
+            screen.note(f"lost the server ({str(error).splitlines()[0]}); asking again")
+            is_last = False
+        last_id = stream.last_id
+        if is_last:
+            return
+        pauses.sleep()
+
+
+def _describe_line(data: str) -> str:
+    try:
+        line = json.loads(data)
+        return str(line["line"]) if "line" in line else f"[oet: {line['dropped']} lines dropped]"
+    except (ValueError, KeyError, TypeError) as error:
+        return f"[oet: a line could not be read: {error}]"
+
+
+@procedure.command(epilog=EPILOG)
 @pid_option
 @click.option(
     "--for",
     "wanted",
-    type=click.Choice([str(state) for state in State]),
-    help="State to wait for; without it, the end.",
+    type=click.Choice([str(state) for state in State], case_sensitive=False),
+    help="State to wait for, if it is not past already; without it, the end.",
 )
 @click.option("--timeout", type=click.FloatRange(min=0), help="Seconds to wait; without it, for ever.")
 @click.pass_obj
 def wait(server_url: str, pid: int | None, wanted: str | None, timeout: float | None) -> int:
-    """Wait until a procedure has ended, or is in a state; the last one created if no --pid is given."""
+    """Wait until a procedure has ended, or was in a state; the last one created if no --pid is given.
+
+    Without --for, the exit code tells how the procedure ended.
+    """
     client = Client(server_url)
     pid = _choose(client, pid, "wait for")
     found = _wait_for(client, pid, State(wanted) if wanted else None, timeout)
@@ -173,26 +235,36 @@ def wait(server_url: str, pid: int | None, wanted: str | None, timeout: float | 
 
 
 def _wait_for(client: Client, pid: int, wanted: State | None, timeout: float | None) -> dict[str, Any]:
-    """Wait for a state, or for the end when it is None. Raises CliError when it cannot come any more."""
+    """Wait for a state to be reached, or for the end when it is None. Raises CliError when it cannot come any more."""
     deadline = None if timeout is None else time.monotonic() + timeout
-    while True:
-        found = client.get(pid)
-        state = State(found["state"])
-        if state is wanted or (wanted is None and is_final(state)):
-            return found
-        if is_final(state):
-            why = f": {found['message']}" if found.get("message") else ""
-            raise CliError(f"Procedure {pid} is {state}, not {wanted}{why}", compute_exit(state))
-        if deadline is not None and time.monotonic() > deadline:
-            raise CliError(f"Procedure {pid} is still {state} after {timeout:g} s", Exit.NOT_CERTAIN)
-        time.sleep(0.05)
+    screen, pauses = Screen(), Pauses()
+    try:
+        while True:
+            found = ask_patiently(lambda: client.get(pid), screen)
+            if _is_reached(found, wanted):
+                return found
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                raise CliError(f"Procedure {pid} is still {found['state']} after {timeout:g} s", Exit.NOT_CERTAIN)
+            screen.show(f"Procedure {pid} is {found['state']}")
+            pauses.sleep(left)
+    finally:
+        screen.clear()
 
 
-def _follow_to_the_end(client: Client, pid: int, after: int) -> Exit:
-    """Print what a procedure does until it has ended; return the exit code for its end."""
-    for entry in follow(client, pid, after):
-        print_entry(entry)
-    return compute_exit(client.get(pid)["state"])
+def _is_reached(found: dict[str, Any], wanted: State | None) -> bool:
+    """Tell whether a procedure was in a state, or is at its end when it is None. Raises CliError when it never will be."""
+    state = found["state"]
+    if wanted is None:
+        return is_over(state)
+    if state == wanted or any(entry[0] == wanted for entry in found["history"]["process_states"]):
+        return True
+    if is_over(state):
+        why = f": {found['message']}" if found.get("message") else ""
+        raise CliError(
+            f"Procedure {found['id']} is {state}, not {wanted}{why}", compute_exit(state) or Exit.NOT_CERTAIN
+        )
+    return False
 
 
 procedure.add_command(run)

@@ -2,113 +2,138 @@
 
 from __future__ import annotations
 
-import json
-import sys
-import time
+import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 
-from oet_cli.arguments import parse_words
 from oet_cli.client import Client
-from oet_cli.exits import EPILOG, CliError, Exit, compute_exit
-from oet_cli.following import find_new_state, follow, print_entry
-from oet_cli.options import FREE, build_script, words_argument
+from oet_cli.exits import EPILOG, CliError, Exit
+from oet_cli.following import Follower, ask_patiently, is_over, print_entry
+from oet_cli.options import (
+    ScriptCommand,
+    build_script,
+    call_option,
+    git_options,
+    merge_calls,
+    script_argument,
+    take_script,
+)
+from oet_cli.screen import Screen
 from oet_crds.states import State
 
 __all__ = ["run"]
 
 
-def _parse_init(_ctx: click.Context, _parameter: click.Parameter, value: str | None) -> dict[str, Any]:
-    if value is None:
-        return {"args": [], "kwargs": {}}
-    try:
-        init = json.loads(value)
-    except ValueError as error:
-        raise click.BadParameter(f"not JSON: {error}") from error
-    if not isinstance(init, dict) or not set(init) <= {"args", "kwargs"}:
-        raise click.BadParameter('it looks like {"args": [1, 2], "kwargs": {"name": "value"}}')
-    return {"args": init.get("args", []), "kwargs": init.get("kwargs", {})}
-
-
-@click.command(context_settings=FREE, epilog=EPILOG)
-@click.argument("script")
-@words_argument
+@click.command(cls=ScriptCommand, epilog=EPILOG)
+@script_argument
 @click.option("--subarray_id", "--subarray-id", type=int, help="Subarray, handed to init.")
-@click.option("--init", metavar="JSON", callback=_parse_init, help='Arguments of init: {"args": [], "kwargs": {}}.')
+@call_option("init")
+@call_option("main")
+@git_options
 @click.pass_obj
-def run(server_url: str, script: str, words: tuple[str, ...], subarray_id: int | None, init: dict[str, Any]) -> int:
+def run(server_url: str, /, words: tuple[str, ...], subarray_id: int | None, init: Any, main: Any, **git: Any) -> int:
     """Prepare SCRIPT, start it, and show what it does until it has ended; ARGS and --KEY=VALUE go to its main.
 
-    What the script prints goes to standard output, everything else to standard error. Ctrl-C stops the script and waits
-    until that is certain; a second one leaves at once.
+    SCRIPT is a path, file://..., git://..., or - for a script on standard input. Arguments of init are given with --init;
+    --subarray_id is added to them only if it is given.
+
+    What the script prints goes to standard output, or to standard error if it prints there; everything else goes to standard
+    error. Ctrl-C stops the script (without the abort script) and waits until that is certain; a second one leaves at once.
     """
-    client = Client(server_url)
-    if subarray_id is not None:
-        init["kwargs"]["subarray_id"] = subarray_id
-    args, kwargs = parse_words(words)
-    created = client.create({"script": build_script(script, {}, False), "script_args": {"init": init}})
-    pid = int(created["id"])
-    main = {"args": args, "kwargs": kwargs}
+    client, screen = Client(server_url), Screen()
+    script, args, kwargs = take_script(words)
+    init = merge_calls(init, [], {} if subarray_id is None else {"subarray_id": subarray_id})
+    request = {"script": build_script(script, git), "script_args": {"init": init}}
+    with _interrupted_by_termination():
+        pid = _create(client, request)
+        follower = Follower(client, pid, screen)
+        try:
+            try:
+                _follow(client, pid, follower, merge_calls(main, args, kwargs), screen)
+            except KeyboardInterrupt:
+                _stop(client, pid, follower, screen)
+            return follower.find_exit()
+        except (KeyboardInterrupt, BrokenPipeError):
+            screen.note(f"Left procedure {pid}; stop it with: oet procedure stop --pid={pid}")
+            raise
+        except CliError as error:
+            if error.code in (Exit.UNREACHABLE, Exit.NOT_CERTAIN):
+                screen.note(f"Procedure {pid} may go on; stop it with: oet procedure stop --pid={pid}")
+            raise
+        finally:
+            screen.clear()
+
+
+@contextmanager
+def _interrupted_by_termination() -> Iterator[None]:
+    """Take SIGTERM for Ctrl-C: who ends this command, such as `timeout`, wants the script ended."""
+
+    def interrupt(_number: int, _frame: Any) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
     try:
-        return _follow(client, pid, main)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _create(client: Client, request: dict[str, Any]) -> int:
+    try:
+        return int(client.create(request)["id"])
     except KeyboardInterrupt:
-        return _stop(client, pid)
+        click.echo("\nInterrupted before the server answered: see oet procedure list for what it made of it.", err=True)
+        raise
 
 
-def _follow(client: Client, pid: int, main: dict[str, Any]) -> Exit:
+def _follow(client: Client, pid: int, follower: Follower, main: dict[str, Any], screen: Screen) -> None:
     """Start the procedure when it is READY, and show it until its end."""
     is_started = False
-    with _live_state(pid) as show:
-        for entry in follow(client, pid):
-            print_entry(entry)
-            state = find_new_state(entry)
-            if state is not None:
-                show(state)
-            if state is State.READY and not is_started:
-                is_started = True
-                _start(client, pid, main)
-    found = client.get(pid)
-    if found.get("message") and found["state"] != State.COMPLETE:
-        click.echo(f"Procedure {pid} is {found['state']}: {found['message']}", err=True)
-    return compute_exit(found["state"])
+    for entry in follower:
+        _print(entry, screen)
+        if follower.state is State.READY and not is_started:
+            is_started = True
+            _start(client, pid, main, screen)
 
 
-def _start(client: Client, pid: int, main: dict[str, Any]) -> None:
+def _start(client: Client, pid: int, main: dict[str, Any], screen: Screen) -> None:
     """Start it; when that is refused, release what was prepared, for nobody else knows of it."""
     try:
         client.start(pid, main)
     except CliError as error:
-        if error.code is Exit.REFUSED:
-            client.stop(pid, abort=False)
-        raise
-
-
-def _stop(client: Client, pid: int) -> Exit:
-    """Stop what Ctrl-C interrupted, and wait until that is certain."""
-    click.echo(f"\nStopping procedure {pid}; Ctrl-C again to leave it.", err=True)
-    try:
-        click.echo(client.stop(pid, abort=False), err=True)
-    except CliError as error:
-        if error.code is not Exit.REFUSED:
+        if error.code is Exit.REFUSED and not is_over(client.get(pid)["state"]):
+            _release(client, pid, screen)
             raise
-        click.echo(str(error), err=True)  # It ended by itself meanwhile.
-    except KeyboardInterrupt:
-        click.echo(f"Left procedure {pid}; stop it with: oet procedure stop --pid={pid}", err=True)
-        return Exit.INTERRUPTED
-    return compute_exit(client.get(pid)["state"])
+        if error.code not in (Exit.REFUSED, Exit.NOT_CERTAIN):
+            raise
+        # It ended before, or it may still begin: the timeline will tell.
+        screen.note(str(error))
 
 
-@contextmanager
-def _live_state(pid: int) -> Iterator[Any]:
-    """Show the state in a line that stays at the bottom, on a terminal; elsewhere show nothing more than the events."""
-    if not (sys.stderr.isatty() and sys.stdout.isatty()):
-        yield lambda state: None
-        return
-    from rich.console import Console
+def _release(client: Client, pid: int, screen: Screen) -> None:
+    try:
+        client.stop(pid, abort=False)
+    except CliError as error:
+        screen.note(f"Procedure {pid} could not be released ({error}); try: oet procedure stop --pid={pid}")
 
-    begun = time.monotonic()
-    with Console().status(f"Procedure {pid}") as status:
-        yield lambda state: status.update(f"Procedure {pid} is {state} ({time.monotonic() - begun:.1f} s)")
+
+def _stop(client: Client, pid: int, follower: Follower, screen: Screen) -> None:
+    """Stop what Ctrl-C interrupted, and show it until its end is certain."""
+    screen.note(f"\nStopping procedure {pid}; Ctrl-C again to leave it.")
+    try:
+        # May be asked twice: all who stop one procedure get the same answer.
+        screen.note(ask_patiently(lambda: client.stop(pid, abort=False), screen))
+    except CliError as error:
+        # It ended by itself meanwhile, or its stop is not certain yet: the timeline will tell.
+        if error.code not in (Exit.REFUSED, Exit.NOT_CERTAIN):
+            raise
+        screen.note(str(error))
+    for entry in follower:
+        _print(entry, screen)
+
+
+def _print(entry: dict[str, Any], screen: Screen) -> None:
+    print_entry(entry, screen, screen.note)

@@ -4,17 +4,45 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 
-__all__ = ["ServerEvent", "iterate_events"]
+__all__ = ["EventStream"]
 
 
-@dataclass(frozen=True, slots=True)
-class ServerEvent:
-    """One event: its data, and the id to resume after (empty when the server never sent one)."""
+class EventStream:
+    """Iterates the data of the events of one stream. An event that the end of the stream cut off is not yielded.
 
-    data: str
-    last_id: str
+    Attributes:
+        last_id: Id to resume after, as of the event yielded last; empty when there never was one.
+    """
+
+    def __init__(self, chunks: Iterable[bytes], last_id: str = "") -> None:
+        """Read from chunks of bytes.
+
+        Args:
+            chunks: What the server sent.
+            last_id: Id that the stream was resumed after: events without an id of their own leave it in force.
+        """
+        self._chunks = chunks
+        self.last_id = last_id
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the data of each event."""
+        data: list[str] = []
+        last_id = self.last_id
+        for line in _iterate_lines(self._chunks):
+            if not line:
+                # Also an event without data moves the place to resume from.
+                self.last_id = last_id
+                if data:
+                    yield "\n".join(data)
+                data = []
+                continue
+            field, _, value = line.partition(":")
+            value = value.removeprefix(" ")
+            if field == "data":
+                data.append(value)
+            elif field == "id" and "\0" not in value:
+                last_id = value
 
 
 def _iterate_lines(chunks: Iterable[bytes]) -> Iterator[str]:
@@ -28,21 +56,3 @@ def _iterate_lines(chunks: Iterable[bytes]) -> Iterator[str]:
         *lines, text = (text[:-1] if held else text).replace("\r\n", "\n").replace("\r", "\n").split("\n")
         text += "\r" if held else ""
         yield from lines
-
-
-def iterate_events(chunks: Iterable[bytes]) -> Iterator[ServerEvent]:
-    """Yield the events of a stream. One that the end of the stream cut off is not yielded."""
-    data: list[str] = []
-    last_id = ""
-    for line in _iterate_lines(chunks):
-        if not line:
-            if data:
-                yield ServerEvent("\n".join(data), last_id)
-            data = []
-            continue
-        field, _, value = line.partition(":")
-        value = value.removeprefix(" ")
-        if field == "data":
-            data.append(value)
-        elif field == "id" and "\0" not in value:
-            last_id = value

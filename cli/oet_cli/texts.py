@@ -1,4 +1,4 @@
-"""Events as lines for people: one row per topic. Pure."""
+"""Events as lines for people: one row per topic, in the words that users of OET know. Pure."""
 
 from __future__ import annotations
 
@@ -6,34 +6,29 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from oet_crds.states import State
 from oet_crds.topics import Topic
 
-__all__ = ["describe_event"]
+__all__ = ["describe_event", "describe_script"]
 
 Event = Mapping[str, Any]
+Describe = Callable[[Event], str]
+
+
+def describe_script(script: Mapping[str, Any]) -> str:
+    """Return a script's address, or what kind it is when it has none."""
+    return str(script.get("script_uri") or script.get("script_type", "?"))
+
+
+def _describe_subarray(kwargs: Mapping[str, Any]) -> str:
+    number = kwargs.get("subarray_id")
+    return "" if number is None else f" on subarray {number}"
 
 
 def _describe_create(event: Event) -> str:
     command = event["cmd"]
-    script = command["script"]
-    uri = script.get("script_uri") or script["script_type"]
-    subarray = command["init_args"]["kwargs"].get("subarray_id")
-    where = "" if subarray is None else f" on subarray {subarray}"
-    return f"User request: prepare {uri} for execution{where}"
-
-
-def _describe_result(words: str) -> Callable[[Event], str]:
-    def describe(event: Event) -> str:
-        result = event["result"]
-        uri = result["script"].get("script_uri") or result["script"]["script_type"]
-        return f"Procedure {result['id']} ({uri}) {words}{_describe_subarray(result)}"
-
-    return describe
-
-
-def _describe_subarray(procedure: Event) -> str:
-    number = procedure["script_args"].get("init", {}).get("kwargs", {}).get("subarray_id")
-    return "" if number is None else f" on subarray {number}"
+    where = _describe_subarray(command["init_args"].get("kwargs", {}))
+    return f"User request: prepare {describe_script(command['script'])} for execution{where}"
 
 
 def _describe_stop(event: Event) -> str:
@@ -41,25 +36,66 @@ def _describe_stop(event: Event) -> str:
     return f"User request: stop procedure #{event['cmd']['process_uid']} {words}"
 
 
+def _describe_procedure(procedure: Event, words: str) -> str:
+    where = _describe_subarray(procedure["script_args"].get("init", {}).get("kwargs", {}))
+    return f"Procedure {procedure['id']} ({describe_script(procedure['script'])}) {words}{where}"
+
+
+def _result(words: str) -> Describe:
+    return lambda event: _describe_procedure(event["result"], words)
+
+
+def _describe_created(event: Event) -> str:
+    # The event comes when the procedure is accepted, which is before it is ready.
+    is_ready = event["result"]["state"] == State.READY
+    return _describe_procedure(event["result"], "ready for execution" if is_ready else "created for execution")
+
+
 def _describe_stopped(event: Event) -> str:
     result = event["result"]
     return f"Procedure stopped; procedure {result[0]['id']} ran the abort script" if result else "Procedure stopped"
 
 
-_LINES: dict[str, Callable[[Event], str]] = {
+def _text(template: str) -> Describe:
+    """Build a line from the fields of the event itself."""
+    return lambda event: template.format_map(event)
+
+
+_LINES: dict[str, Describe] = {
     Topic.REQUEST_CREATE: _describe_create,
     Topic.REQUEST_START: lambda event: f"User request: start execution of process #{event['cmd']['process_uid']}",
     Topic.REQUEST_STOP: _describe_stop,
-    Topic.CREATED: _describe_result("is prepared for execution"),
-    Topic.STARTED: _describe_result("started execution"),
+    Topic.CREATED: _describe_created,
+    Topic.STARTED: _result("started execution"),
     Topic.STOPPED: _describe_stopped,
-    Topic.STATE_CHANGE: lambda event: f"Procedure {event['msg_src']} is {event['new_state']}",
+    Topic.COMPLETE: _result("execution complete"),
+    Topic.FAILED: _result("execution failed"),
+    Topic.STATE_CHANGE: _text("Procedure {msg_src} is {new_state}"),
     Topic.STACKTRACE: lambda event: f"Procedure {event['msg_src']} failed:\n{str(event['stacktrace']).rstrip()}",
-    Topic.ANNOUNCE: lambda event: f"Script message: {event['msg']}",
+    Topic.ANNOUNCE: _text("Script message: {msg}"),
     Topic.PROGRESS: lambda event: f"Progress: {float(event['fraction']):.0%} {event['text']}".rstrip(),
-    "sb.lifecycle.started": lambda event: f"Observation for SB {event['sbi_id']} started",
-    "sb.lifecycle.finished.succeeded": lambda event: f"Observation for SB {event['sbi_id']} complete",
-    "sb.lifecycle.finished.failed": lambda event: f"Observation for SB {event['sbi_id']} failed",
+    # Topics of the observing scripts and of older servers, which OET itself does not publish.
+    "request.procedure.list": _text("User request to list all the procedures is received"),
+    "procedure.pool.list": _text("Enumerating current procedures and status"),
+    "sb.lifecycle.allocated": _text("Resources allocated using SB {sb_id}"),
+    "sb.lifecycle.started": _text("Observation for SB {sbi_id} started"),
+    "sb.lifecycle.finished.succeeded": _text("Observation for SB {sbi_id} complete"),
+    "sb.lifecycle.finished.failed": _text("Observation for SB {sbi_id} failed"),
+    "sb.lifecycle.observation.started": _text("Observation for SB {sb_id} started"),
+    "sb.lifecycle.observation.finished.succeeded": _text("Observation for SB {sb_id} complete"),
+    "sb.lifecycle.observation.finished.failed": _text("Observation for SB {sb_id} failed"),
+    "subarray.resources.allocated": _text("Subarray {subarray_id}: resources allocated"),
+    "subarray.resources.deallocated": _text("Subarray {subarray_id}: resources released"),
+    "subarray.configured": _text("Subarray {subarray_id} configured"),
+    "subarray.scan.started": _text("Subarray {subarray_id}: scan started"),
+    "subarray.scan.finished": _text("Subarray {subarray_id}: scan complete"),
+    "subarray.fault": _text("Subarray {subarray_id} error: {error}"),
+    "scan.lifecycle.configure.started": _text("SB {sb_id}: configuring for scan {scan_id}"),
+    "scan.lifecycle.configure.complete": _text("SB {sb_id}: scan {scan_id} configuration complete"),
+    "scan.lifecycle.configure.failed": _text("SB {sb_id}: scan {scan_id} configuration failed"),
+    "scan.lifecycle.start": _text("SB {sb_id}: scan {scan_id} starting"),
+    "scan.lifecycle.end.succeeded": _text("SB {sb_id}: scan {scan_id} complete"),
+    "scan.lifecycle.end.failed": _text("SB {sb_id}: scan {scan_id} failed"),
 }
 
 

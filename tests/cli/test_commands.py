@@ -1,299 +1,636 @@
-"""The commands as a shell runs them, against a server that plays what a test tells it to."""
+"""The commands, against a server that plays what a test tells it to: what they send, what they show, how they end."""
 
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import re
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import click
 import pytest
 import yaml
 
-Answer = tuple[int, Any]
-Run = Callable[..., subprocess.CompletedProcess[str]]
+from oet_cli import listen, options
+from oet_cli import main as oet_main
+from oet_cli.client import Client
+from oet_cli.exits import CliError, Exit
+
+NO_CALL = {"args": [], "kwargs": {}}
 
 
-class Script:
-    """What the server answers, and what it was asked."""
-
-    def __init__(self) -> None:
-        self.answers: dict[str, list[Answer]] = {}
-        self.asked: list[tuple[str, str, Any]] = []
-
-    def play(self, what: str, *answers: Answer) -> None:
-        """Answer requests for `METHOD /path` in turn; the last answer is repeated."""
-        self.answers[what] = list(answers)
-
-    def find(self, method: str, path: str) -> Answer:
-        answers = self.answers.get(f"{method} {path.split('?')[0]}", [(404, {"detail": f"nothing at {path}"})])
-        return answers.pop(0) if len(answers) > 1 else answers[0]
-
-
-@pytest.fixture
-def script() -> Script:
-    return Script()
-
-
-@pytest.fixture
-def url(script: Script) -> Iterator[str]:
-    class Handler(BaseHTTPRequestHandler):
-        def handle_any(self) -> None:
-            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-            script.asked.append((self.command, self.path, json.loads(body) if body else None))
-            status, answer = script.find(self.command, self.path)
-            data = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        do_GET = do_POST = do_PUT = handle_any
-
-        def log_message(self, *_: Any) -> None: ...
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=[0.01])
-    thread.start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-@pytest.fixture
-def oet(url: str) -> Run:
-    def run(*words: str, text: str = "", server: str = url) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "oet_cli", "--server-url", server, *words]
-        return subprocess.run(command, input=text, capture_output=True, text=True, timeout=60, check=False)
-
-    return run
-
-
-def _procedure(number: int, state: str = "READY", **more: Any) -> dict[str, Any]:
+def _procedure(number: int = 1, state: str = "READY", *before: str, **more: Any) -> dict[str, Any]:
     return {
         "id": number,
         "script": {"script_type": "filesystem", "script_uri": "file:///a.py"},
-        "script_args": {"init": {"args": [], "kwargs": {}}},
-        "history": {"process_states": [["CREATING", 1.0]], "stacktrace": None},
+        "script_args": {"init": NO_CALL},
+        "history": {"process_states": [[name, 1.0] for name in ("CREATING", *before, state)], "stacktrace": None},
         "state": state,
-        "uri": "http://localhost/procedures/1",
+        "uri": f"http://localhost/procedures/{number}",
         **more,
     }
 
 
-def _state(number: int, state: str) -> dict[str, Any]:
-    payload = {"msg_src": "1", "new_state": state}
+def _entry(number: int, kind: str, topic: str, **payload: Any) -> dict[str, Any]:
     return {
         "id": number,
         "seq": None,
         "time": 1.0,
-        "kind": "state",
-        "topic": "procedure.lifecycle.statechange",
-        "payload": payload,
+        "kind": kind,
+        "topic": topic,
+        "payload": {"msg_src": "1", **payload},
     }
 
 
-def _line(number: int, text: str) -> dict[str, Any]:
-    payload = {"msg_src": "1", "stream": "stdout", "line": text}
-    return {"id": number, "seq": number, "time": 1.0, "kind": "log", "topic": "script.log", "payload": payload}
+def _state(number: int, state: str) -> dict[str, Any]:
+    return _entry(number, "state", "procedure.lifecycle.statechange", new_state=state)
 
 
-def test_create_sends_what_upstream_sends(oet: Run, script: Script) -> None:
-    script.play("POST /procedures/", (201, _procedure(1, "CREATING")))
-    done = oet("procedure", "create", "file:///a.py", "1", "abc", "[1,2]", "--x=5", "--subarray_id=3")
-    assert (done.returncode, done.stderr) == (0, "")
-    body = script.asked[0][2]
-    assert body["script"] == {"script_type": "filesystem", "script_uri": "file:///a.py"}
-    assert body["script_args"] == {"init": {"args": [1, "abc", [1, 2]], "kwargs": {"subarray_id": 3, "x": 5}}}
-    assert done.stdout.splitlines()[2].split()[:2] == ["1", "file:///a.py"]
+def _line(number: int, text: str, stream: str = "stdout") -> dict[str, Any]:
+    return _entry(number, "log", "script.log", stream=stream, line=text)
 
 
-def test_create_from_standard_input_is_an_inline_script(oet: Run, script: Script) -> None:
-    script.play("POST /procedures/", (201, _procedure(1)))
-    assert oet("procedure", "create", "-", text="def main(): pass").returncode == 0
-    assert script.asked[0][2]["script"] == {"script_type": "inline", "source": "def main(): pass"}
+@pytest.fixture(autouse=True)
+def _quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("oet_cli.client.RETRY_PAUSES_SECONDS", (0.01, 0.01))
+    monkeypatch.setattr("oet_cli.following.ASK_AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr("oet_cli.following.PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr("oet_cli.listen.FIRST_PAUSE_SECONDS", 0.01)
 
 
-def test_create_from_git_sends_git_arguments(oet: Run, script: Script) -> None:
-    script.play("POST /procedures/", (201, _procedure(1)))
-    assert oet("procedure", "create", "git://a.py", "--git_branch=b", "--create_env=True").returncode == 0
-    expected = {"script_type": "git", "script_uri": "git://a.py", "git_args": {"git_branch": "b"}, "create_env": True}
-    assert script.asked[0][2]["script"] == expected
+# ---- create ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "init"),
+    [
+        pytest.param(["file:///a.py"], {"args": [], "kwargs": {"subarray_id": 1}}, id="default_subarray"),
+        pytest.param(
+            ["file:///a.py", "1", "abc", "[1,2]", "True", "--x=5", "--z=tom", "--flag"],
+            {"args": [1, "abc", [1, 2], True], "kwargs": {"x": 5, "z": "tom", "flag": True, "subarray_id": 1}},
+            id="upstream_example",
+        ),
+        pytest.param(
+            ["--subarray_id", "3", "--x", "5", "file:///a.py", "6"],
+            {"args": [6], "kwargs": {"x": 5, "subarray_id": 3}},
+            id="options_before_the_script",
+        ),
+        pytest.param(
+            ["file:///a.py", "--subarray-id=4", "--noflag", "-1"],
+            {"args": [], "kwargs": {"noflag": -1, "subarray_id": 4}},
+            id="dashes_and_a_number_below_zero",
+        ),
+        pytest.param(
+            ["file:///a.py", "--flag", "--", "--x", "-o"],
+            {"args": ["--x", "-o"], "kwargs": {"flag": True, "subarray_id": 1}},
+            id="after_two_dashes",
+        ),
+        pytest.param(
+            ["file:///a.py", "{1,2}", "1e999", "2j"],
+            {"args": ["{1,2}", "1e999", "2j"], "kwargs": {"subarray_id": 1}},
+            id="what_json_cannot_carry",
+        ),
+    ],
+)
+def test_create_hands_words_to_init(oet: Any, server: Any, words: list[str], init: Any) -> None:
+    server.play("POST /procedures/", server.Answer(_procedure(1, "CREATING"), 201))
+    done = oet("procedure", "create", *words)
+    assert (done.code, done.err) == (0, "")
+    expected = {"script": {"script_type": "filesystem", "script_uri": "file:///a.py"}, "script_args": {"init": init}}
+    assert server.asked[0].body == expected
+    assert done.out.splitlines()[2].split()[:2] == ["1", "file:///a.py"]
+
+
+def test_create_from_a_path_sends_it_whole(
+    oet: Any, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.play("POST /procedures/", _procedure())
+    (tmp_path / "b.py").touch()
+    monkeypatch.chdir(tmp_path)
+    assert oet("procedure", "create", "b.py").code == 0
+    assert server.asked[0].body["script"]["script_uri"] == f"file://{tmp_path}/b.py"
+
+
+def test_create_from_standard_input_is_an_inline_script(oet: Any, server: Any) -> None:
+    server.play("POST /procedures/", _procedure())
+    assert oet("procedure", "create", "-", text="def main(): pass").code == 0
+    assert server.asked[0].body["script"] == {"script_type": "inline", "source": "def main(): pass"}
+
+
+@pytest.mark.parametrize(
+    ("words", "git_args", "create_env"),
+    [
+        ([], {}, False),
+        (["--git_branch=b", "--create_env=True"], {"git_branch": "b"}, True),
+        (["--git-repo", "r", "--git_commit=c", "--create-env"], {"git_repo": "r", "git_commit": "c"}, True),
+        (["--nocreate_env"], {}, False),
+    ],
+)
+def test_create_from_git_sends_git_arguments(
+    oet: Any, server: Any, words: list[str], git_args: Any, create_env: bool
+) -> None:
+    server.play("POST /procedures/", _procedure())
+    assert oet("procedure", "create", "git://a.py", *words).code == 0
+    expected = {"script_type": "git", "script_uri": "git://a.py", "git_args": git_args, "create_env": create_env}
+    assert server.asked[0].body["script"] == expected
+    assert server.asked[0].body["script_args"]["init"]["kwargs"] == {"subarray_id": 1}
+
+
+@pytest.mark.parametrize(
+    ("states", "code", "text"),
+    [
+        pytest.param(["CREATING", "LOADING", "READY"], 0, "READY", id="ready"),
+        pytest.param(["LOADING", "FAILED"], 1, "Procedure 1 is FAILED, not READY: why", id="failed"),
+    ],
+)
+def test_create_and_wait_ends_when_it_is_decided(
+    oet: Any, server: Any, states: list[str], code: int, text: str
+) -> None:
+    server.play("POST /procedures/", _procedure(1, "CREATING"))
+    server.play("GET /procedures/1", *[_procedure(1, state, message="why") for state in states])
+    done = oet("procedure", "create", "file:///a.py", "--wait")
+    assert done.code == code
+    assert text in (done.err if code else done.out)
+
+
+# ---- wrong command lines, errors, lost connections ------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("words", "text"),
     [
+        (["create"], "Missing argument 'SCRIPT'"),
+        (["create", "--x=1"], "Missing argument 'SCRIPT'"),
         (["create", "missing.py"], "There is no script missing.py"),
         (["create", "http://x/a.py"], "Script URI type not handled"),
-        (["create", "file:///a.py", "--git_repo=r"], "for git:// scripts only"),
+        (["create", "file:///a.py", "--git_repo=r"], "(git_repo) are for git:// scripts only"),
+        (["create", "-"], "standard input is empty"),
         (["start", "--listen=maybe"], "neither True nor False"),
-        (["run", "-", "--init=[1]"], '"args"'),
-        (["run", "-", "--init=x"], "not JSON"),
+        (["run", "file:///a.py", "--init=[1]"], '"args"'),
+        (["run", "file:///a.py", '--main={"args": 1}'], '"args"'),
+        (["run", "file:///a.py", "--init=x"], "not JSON"),
         (["list", "--pid=0"], "0 is not in the range"),
+        (["list", "--nosuch"], "No such option"),
+        (["dance"], "No such command"),
     ],
 )
-def test_wrong_command_line_is_usage(oet: Run, words: list[str], text: str) -> None:
+def test_wrong_command_line_is_usage(oet: Any, server: Any, words: list[str], text: str) -> None:
     done = oet("procedure", *words)
-    assert done.returncode == 2
-    assert text in done.stderr
-    assert done.stdout == ""
+    assert (done.code, done.out, server.asked) == (2, "", [])
+    assert text in done.err
+
+
+def test_script_that_is_no_text_is_usage(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "binary").write_bytes(b"\xff")
+    with (tmp_path / "binary").open(encoding="utf-8") as binary:
+        monkeypatch.setattr("sys.stdin", binary)
+        with pytest.raises(click.UsageError, match="not UTF-8"):
+            options.build_script("-", {"create_env": False})
 
 
 @pytest.mark.parametrize(
-    ("answer", "code", "text"),
+    ("status", "body", "code", "text"),
     [
-        pytest.param((404, {"detail": "No information available for PID=9"}), 5, "No information available", id="404"),
-        pytest.param((422, {"detail": [{"loc": ["path", "id"], "msg": "bad"}]}), 5, "path.id: bad", id="422"),
-        pytest.param((409, {"detail": "PID #1 is RUNNING", "holder": 1}), 5, "PID #1 is RUNNING", id="409"),
-        pytest.param((504, {"detail": "not certain yet"}), 6, "not certain yet", id="504"),
-        pytest.param((500, b"<html>"), 5, "<html>", id="500"),
-        pytest.param((200, b"<html>"), 4, "does not answer as OET does", id="not_oet"),
+        pytest.param(404, {"detail": "No information available for PID=9"}, 5, "No information available", id="404"),
+        pytest.param(422, {"detail": [{"loc": ["path", "id"], "msg": "bad"}]}, 5, "path.id: bad", id="422"),
+        pytest.param(409, {"detail": "PID #1 is RUNNING", "holder": 1}, 5, "PID #1 is RUNNING", id="409"),
+        pytest.param(504, {"detail": "not certain yet"}, 6, "not certain yet", id="504"),
+        pytest.param(503, {"detail": "too many streams"}, 5, "too many streams", id="503"),
+        pytest.param(502, b"<html>", 6, "answered 502", id="502"),
+        pytest.param(500, b"<html>\n\n<body>", 5, "500 Internal Server Error: <html> <body>", id="500"),
+        pytest.param(200, b"<html>", 4, "does not answer as OET does", id="no_json"),
+        pytest.param(200, ["x"], 4, "does not answer as OET does", id="other_json"),
+        pytest.param(200, {"id": 1, "state": "READY"}, 4, "does not answer as OET does", id="half_a_procedure"),
     ],
 )
 def test_error_of_the_server_is_told_without_a_traceback(
-    oet: Run, script: Script, answer: Answer, code: int, text: str
+    oet: Any, server: Any, status: int, body: Any, code: int, text: str
 ) -> None:
-    script.play("GET /procedures/9", answer)
+    server.play("GET /procedures/9", server.Answer(body, status))
     done = oet("procedure", "describe", "--pid=9")
-    assert done.returncode == code
-    assert text in done.stderr
-    assert "Traceback" not in done.stderr
+    assert (done.code, done.out) == (code, "")
+    assert text in done.err
+    assert "Traceback" not in done.err
 
 
-def test_unreachable_server_is_named_with_the_way_out(oet: Run) -> None:
-    done = oet("procedure", "list", server="http://127.0.0.1:1/base")
-    assert done.returncode == 4
-    for part in ("http://127.0.0.1:1/base", "Connection refused", "make rest", "OET_URL"):
-        assert part in done.stderr
+@pytest.mark.parametrize(
+    ("what", "words", "answer"),
+    [
+        ("GET /procedures/", ["list"], {}),
+        ("GET /procedures/", ["stop"], [{"id": 1}]),
+        ("PUT /procedures/1", ["stop", "--pid=1"], []),
+        ("PUT /procedures/1", ["start", "--pid=1", "--listen=False"], []),
+        ("POST /procedures/", ["create", "file:///a.py"], []),
+        ("GET /procedures/1/events", ["start", "--pid=1"], [{"id": "x"}]),
+        ("GET /procedures/1/events", ["start", "--pid=1"], {}),
+    ],
+)
+def test_answer_of_another_kind_of_server_is_told(
+    oet: Any, server: Any, what: str, words: list[str], answer: Any
+) -> None:
+    server.play(what, answer)
+    done = oet("procedure", *words)
+    assert done.code == 4
+    assert "does not answer as OET does; check the URL" in done.err
 
 
-def test_url_that_is_none_is_usage(oet: Run) -> None:
-    assert oet("procedure", "list", server="nonsense").returncode == 2
+def test_unreachable_server_is_named_with_the_way_out(oet: Any) -> None:
+    done = oet("procedure", "list", url="http://127.0.0.1:1/base/")
+    assert done.code == 4
+    for part in ("http://127.0.0.1:1/base ", "Connection refused", "make rest", "OET_URL"):
+        assert part in done.err
+
+
+@pytest.mark.parametrize("url", ["nonsense", "http://", "http://[::1", "http://a..b", "ftp://x/y"])
+def test_url_that_is_none_is_usage(oet: Any, url: str) -> None:
+    done = oet("procedure", "list", url=url)
+    assert done.code == 2
+    assert "is not a URL" in done.err
+
+
+def test_write_that_is_sent_elsewhere_is_not_turned_into_a_read(oet: Any, server: Any) -> None:
+    server.play("POST /procedures/", server.Answer(b"", 302, {"Location": "https://other/base/procedures/"}))
+    done = oet("procedure", "create", "file:///a.py")
+    assert done.code == 2
+    assert "has moved to https://other/base;" in done.err
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize("failures", [0, 1, 2, 3])
+@pytest.mark.parametrize("how", ["dropped", "busy"])
+def test_read_that_fails_is_repeated_twice(oet: Any, server: Any, how: str, failures: int) -> None:
+    failure = server.DROP if how == "dropped" else server.Answer({"detail": "busy"}, 503)
+    server.play("GET /procedures/", *[failure] * failures, [])
+    done = oet("procedure", "list")
+    assert done.code == (0 if failures < 3 else 4 if how == "dropped" else 5)
+    assert len(server.asked) == min(failures + 1, 3)
+
+
+@pytest.mark.parametrize(
+    ("what", "words"),
+    [
+        ("POST /procedures/", ["create", "file:///a.py"]),
+        ("PUT /procedures/1", ["start", "--pid=1", "--listen=False"]),
+        ("PUT /procedures/1", ["stop", "--pid=1"]),
+    ],
+)
+def test_write_whose_answer_is_lost_is_in_doubt_and_not_repeated(
+    oet: Any, server: Any, what: str, words: list[str]
+) -> None:
+    server.play(what, server.DROP)
+    done = oet("procedure", *words)
+    assert done.code == 6
+    assert "whether the request was carried out is not known" in done.err
+    assert len(server.asked) == 1
+
+
+def test_server_that_is_silent_is_given_up(server: Any) -> None:
+    import threading
+
+    is_over = threading.Event()
+    server.play("POST /procedures/", lambda _asked: server.Answer(is_over.wait(30)))
+    with pytest.raises(CliError, match="did not answer in time; whether") as caught:
+        Client(server.url, read_seconds=0.1).create({})
+    is_over.set()
+    assert caught.value.code is Exit.NOT_CERTAIN
+
+
+def test_defect_is_told_in_a_line_and_shown_on_demand(
+    oet: Any, server: Any, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    broken = {**_procedure(), "history": {"process_states": [[["READY"]]]}}
+    server.play("GET /procedures/", [broken])
+    done = oet("procedure", "list")
+    assert done.code == 70
+    assert "oet itself failed" in done.err
+    assert "Traceback" not in done.err
+    monkeypatch.setenv("OET_DEBUG", "1")
+    with pytest.raises(IndexError):
+        oet_main.main(["--server-url", server.url, "procedure", "list"])
+
+
+# ---- list, describe, stop -------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(("output", "load"), [("json", json.loads), ("yaml", yaml.safe_load)])
-def test_output_for_programs_is_what_the_server_said(oet: Run, script: Script, output: str, load: Any) -> None:
-    script.play("GET /procedures/", (200, [_procedure(1), _procedure(2)]))
-    assert load(oet("procedure", "list", "-o", output).stdout) == [_procedure(1), _procedure(2)]
+def test_output_for_programs_is_what_the_server_said(
+    oet: Any, server: Any, output: str, load: Callable[[str], Any]
+) -> None:
+    server.play("GET /procedures/", [_procedure(1), _procedure(2)])
+    assert load(oet("procedure", "list", "-o", output).out) == [_procedure(1), _procedure(2)]
+
+
+@pytest.mark.parametrize("words", [["--pid=2"], ["--pid", "2"]])
+def test_list_of_one_asks_for_one(oet: Any, server: Any, words: list[str]) -> None:
+    server.play("GET /procedures/2", _procedure(2))
+    assert oet("procedure", "list", *words).out.splitlines()[2].split()[0] == "2"
+
+
+def test_describe_without_pid_shows_the_last_one(oet: Any, server: Any) -> None:
+    server.play("GET /procedures/", [_procedure(1), _procedure(2, "FAILED", reason="MainFailed")])
+    done = oet("procedure", "describe")
+    assert done.out.splitlines()[2].split()[:2] == ["2", "file:///a.py"]
+    assert "MainFailed" in done.out
 
 
 @pytest.mark.parametrize(
     ("words", "procedures", "text"),
     [
         (["start"], [], "No procedures to start"),
-        (["start"], [_procedure(1, "RUNNING")], "The last procedure created is in RUNNING state and cannot be started"),
+        (
+            ["start"],
+            [_procedure(1, "RUNNING")],
+            "The last procedure created is in RUNNING state and cannot be started, "
+            "please specify a valid procedure ID.",
+        ),
         (["stop"], [_procedure(1)], "No procedures to stop"),
         (
             ["stop"],
             [_procedure(1, "RUNNING"), _procedure(2, "RUNNING")],
-            "WARNING: More than one procedure is running.",
+            "WARNING: More than one procedure is running. Specify ID of the procedure to stop.",
         ),
         (["describe"], [], "No procedures to describe"),
     ],
 )
 def test_nothing_to_do_is_said_in_upstreams_words(
-    oet: Run, script: Script, words: list[str], procedures: Any, text: str
+    oet: Any, server: Any, words: list[str], procedures: Any, text: str
 ) -> None:
-    script.play("GET /procedures/", (200, procedures))
+    server.play("GET /procedures/", procedures)
     done = oet("procedure", *words)
-    assert done.returncode == 2
-    assert text in done.stderr
+    assert done.code == 2
+    assert text in done.err
 
 
-def test_stop_without_pid_stops_the_one_that_runs_and_aborts(oet: Run, script: Script) -> None:
-    script.play("GET /procedures/", (200, [_procedure(1), _procedure(2, "RUNNING")]))
-    script.play("PUT /procedures/2", (200, {"abort_message": "Successfully stopped script with ID 2"}))
-    done = oet("procedure", "stop")
-    assert done.stdout == "Successfully stopped script with ID 2\n"
-    assert script.asked[-1] == ("PUT", "/procedures/2", {"state": "STOPPED", "abort": True})
+@pytest.mark.parametrize(
+    ("words", "pid", "abort"),
+    [
+        ([], 2, True),
+        (["--run_abort=False"], 2, False),
+        (["--norun_abort"], 2, False),
+        (["--pid=1", "--run-abort", "no"], 1, False),
+    ],
+)
+def test_stop_asks_for_what_was_said(oet: Any, server: Any, words: list[str], pid: int, abort: bool) -> None:
+    server.play("GET /procedures/", [_procedure(1), _procedure(2, "RUNNING")])
+    server.play(f"PUT /procedures/{pid}", {"abort_message": "Successfully stopped script"})
+    done = oet("procedure", "stop", *words)
+    assert (done.code, done.out) == (0, "Successfully stopped script\n")
+    assert server.asked[-1].body == {"state": "STOPPED", "abort": abort}
 
 
-def test_stop_without_abort_says_so(oet: Run, script: Script) -> None:
-    script.play("PUT /procedures/2", (200, {"abort_message": "x"}))
-    assert oet("procedure", "stop", "--pid=2", "--run_abort=False").returncode == 0
-    assert script.asked[-1][2] == {"state": "STOPPED", "abort": False}
+# ---- start ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("state", "code"), [("COMPLETE", 0), ("FAILED", 1), ("STOPPED", 3), ("UNKNOWN", 7)])
-def test_run_does_it_all_and_its_exit_code_tells_the_outcome(oet: Run, script: Script, state: str, code: int) -> None:
-    script.play("POST /procedures/", (201, _procedure(1, "CREATING")))
-    script.play(
-        "GET /procedures/1/events",
-        (200, [_state(1, "CREATING"), _state(2, "READY")]),
-        (200, [_state(3, "RUNNING"), _line(4, "printed")]),
-        (200, []),
-        (200, [_state(5, state)]),
+def _play_start(server: Any, *pages: Any, end: str = "COMPLETE") -> None:
+    server.play("GET /procedures/", [_procedure(1)])
+    known = [[_state(3, "CREATING"), _state(7, "READY")], []]
+    server.play("GET /procedures/1/events", *known, *pages)
+    server.play("PUT /procedures/1", _procedure(1))
+    server.play("GET /procedures/1", _procedure(1, end, message="why"))
+
+
+@pytest.mark.parametrize("words", [["--listen=False"], ["--listen", "no"], ["--nolisten"]])
+def test_start_without_listening_returns_at_once(oet: Any, server: Any, words: list[str]) -> None:
+    _play_start(server)
+    done = oet("procedure", "start", *words, "--x=1", "a")
+    assert done.code == 0
+    assert "Events" not in done.out
+    assert [asked.method for asked in server.asked] == ["GET", "PUT"]
+    main = {"args": ["a"], "kwargs": {"x": 1}}
+    assert server.asked[-1].body == {"state": "RUNNING", "script_args": {"main": main}}
+
+
+@pytest.mark.parametrize(("end", "code"), [("COMPLETE", 0), ("FAILED", 1), ("STOPPED", 3), ("UNKNOWN", 7)])
+def test_start_shows_everything_after_the_start_and_tells_the_end(oet: Any, server: Any, end: str, code: int) -> None:
+    events = [
+        _entry(8, "action", "request.procedure.start"),
+        _state(9, "RUNNING"),
+        _entry(10, "message", "script.announce", msg="hi"),
+        _line(11, "printed"),
+        _line(12, "complaint", "stderr"),
+        _entry(13, "log", "script.log", dropped=3),
+    ]
+    _play_start(server, events, [], [_state(14, end)], end=end)
+    done = oet("procedure", "start", "--pid=1")
+    assert done.code == code
+    table, _, shown = done.out.partition("\n\nEvents\n------\n\n")
+    assert table.splitlines()[2].split()[0] == "1"
+    assert shown.splitlines() == [
+        "- Procedure 1 is RUNNING",
+        "- Script message: hi",
+        "printed",
+        f"- Procedure 1 is {end}",
+    ]
+    assert done.err.splitlines()[:2] == ["complaint", "- 3 printed lines were dropped"]
+    asked = [(asked.method, asked.query.get("after")) for asked in server.asked]
+    assert asked == [
+        ("GET", "0"),
+        ("GET", "7"),
+        ("PUT", None),
+        ("GET", "7"),
+        ("GET", "13"),
+        ("GET", "13"),
+        ("GET", None),
+    ]
+
+
+def test_start_for_programs_leaves_the_events_out_of_the_result(oet: Any, server: Any) -> None:
+    _play_start(server, [_state(8, "COMPLETE")])
+    done = oet("procedure", "start", "-o", "json")
+    assert json.loads(done.out)["id"] == 1
+    assert done.err == "- Procedure 1 is COMPLETE\n"
+
+
+@pytest.mark.parametrize("failures", [1, 5])
+def test_following_outlives_a_server_that_is_away_for_a_while(oet: Any, server: Any, failures: int) -> None:
+    _play_start(server, *[server.DROP] * failures, [_state(8, "COMPLETE")])
+    done = oet("procedure", "start")
+    assert done.code == 0
+    assert done.err.count("lost the server") == (failures > 3)
+
+
+def test_following_a_server_that_stays_away_gives_up(oet: Any, server: Any) -> None:
+    _play_start(server, server.DROP)
+    assert oet("procedure", "start").code == 4
+
+
+# ---- run ------------------------------------------------------------------------------------------------------------
+
+
+def _play_run(server: Any, *pages: Any, end: str = "COMPLETE") -> None:
+    server.play("POST /procedures/", server.Answer(_procedure(1, "CREATING"), 201))
+    server.play("GET /procedures/1/events", *pages)
+    server.play("PUT /procedures/1", _procedure(1))
+    server.play("GET /procedures/1", _procedure(1, end, message="the reason"))
+
+
+@pytest.mark.parametrize(("end", "code"), [("COMPLETE", 0), ("FAILED", 1), ("STOPPED", 3), ("UNKNOWN", 7)])
+def test_run_does_it_all_and_its_exit_code_tells_the_outcome(oet: Any, server: Any, end: str, code: int) -> None:
+    begin = [_state(1, "CREATING"), _line(2, "init"), _state(3, "READY")]
+    _play_run(
+        server, begin, [_state(4, "RUNNING"), _line(5, "printed")], [], [_state(6, "READY"), _state(7, end)], end=end
     )
-    script.play("PUT /procedures/1", (200, _procedure(1)))
-    script.play("GET /procedures/1", (200, _procedure(1, state, message="the reason")))
     done = oet("procedure", "run", "-", "7", "--name=x", "--subarray_id=2", text="def main(): pass")
-    assert done.returncode == code
-    assert done.stdout == "printed\n"
-    assert f"Procedure 1 is {state}" in done.stderr
-    assert script.asked[0][2]["script_args"]["init"]["kwargs"] == {"subarray_id": 2}
-    put = next(body for method, _, body in script.asked if method == "PUT")
-    assert put == {"state": "RUNNING", "script_args": {"main": {"args": [7], "kwargs": {"name": "x"}}}}
+    assert done.code == code
+    assert done.out == "init\nprinted\n"
+    assert f"- Procedure 1 is {end}" in done.err
+    assert ("the reason" in done.err) == (code != 0)
+    assert server.asked[0].body["script_args"]["init"] == {"args": [], "kwargs": {"subarray_id": 2}}
+    put = [asked.body for asked in server.find_asked("PUT")]
+    assert put == [{"state": "RUNNING", "script_args": {"main": {"args": [7], "kwargs": {"name": "x"}}}}]
 
 
-def test_run_that_is_refused_releases_what_it_prepared(oet: Run, script: Script) -> None:
-    script.play("POST /procedures/", (201, _procedure(1)))
-    script.play("GET /procedures/1/events", (200, [_state(1, "READY")]))
-    script.play("PUT /procedures/1", (409, {"detail": "PID #3 is RUNNING"}), (200, {"abort_message": ""}))
+def test_run_takes_whole_calls_as_json(oet: Any, server: Any) -> None:
+    _play_run(server, [_state(1, "READY"), _state(2, "COMPLETE")])
+    main = '--main={"args": [1], "kwargs": {"listen": true, "a": 1}}'
+    assert oet("procedure", "run", "git://a.py", '--init={"args": [0]}', main, "2", "--a=2", "--git_branch=b").code == 0
+    assert server.asked[0].body["script_args"]["init"] == {"args": [0], "kwargs": {}}
+    assert server.asked[0].body["script"]["git_args"] == {"git_branch": "b"}
+    put = server.find_asked("PUT")[0].body
+    assert put["script_args"]["main"] == {"args": [1, 2], "kwargs": {"listen": True, "a": 2}}
+
+
+def test_run_that_fails_before_it_is_ready_is_never_started(oet: Any, server: Any) -> None:
+    _play_run(server, [_state(1, "LOADING"), _state(2, "FAILED")], end="FAILED")
+    assert oet("procedure", "run", "-", text="x").code == 1
+    assert server.find_asked("PUT") == []
+
+
+@pytest.mark.parametrize("released", [True, False])
+def test_run_that_is_refused_releases_what_it_prepared(oet: Any, server: Any, released: bool) -> None:
+    _play_run(server, [_state(1, "READY")], end="READY")
+    answer = {"abort_message": ""} if released else server.Answer({"detail": "no"}, 500)
+    server.play("PUT /procedures/1", server.Answer({"detail": "PID #3 is RUNNING"}, 409), answer)
     done = oet("procedure", "run", "-", text="def main(): pass")
-    assert done.returncode == 5
-    assert "PID #3 is RUNNING" in done.stderr
-    assert script.asked[-1][2] == {"state": "STOPPED", "abort": False}
+    assert done.code == 5
+    assert "PID #3 is RUNNING" in done.err
+    assert ("oet procedure stop --pid=1" in done.err) is not released
+    assert server.asked[-1].body == {"state": "STOPPED", "abort": False}
+
+
+def test_run_that_fails_just_before_its_start_tells_its_end(oet: Any, server: Any) -> None:
+    _play_run(server, [_state(1, "READY")], [_state(2, "FAILED")], end="FAILED")
+    server.play("PUT /procedures/1", server.Answer({"detail": "Cannot start PID 1: it is FAILED"}, 409))
+    assert oet("procedure", "run", "-", text="def main(): pass").code == 1
+    assert len(server.find_asked("PUT")) == 1
+
+
+def test_run_whose_start_is_not_certain_waits_for_what_became_of_it(oet: Any, server: Any) -> None:
+    _play_run(server, [_state(1, "READY")], [], [_state(2, "RUNNING"), _state(3, "COMPLETE")])
+    server.play("PUT /procedures/1", server.Answer({"detail": "It may still begin"}, 504))
+    done = oet("procedure", "run", "-", text="def main(): pass")
+    assert done.code == 0
+    assert "It may still begin" in done.err
+
+
+def test_run_that_loses_the_server_says_what_may_go_on(oet: Any, server: Any) -> None:
+    _play_run(server, [_state(1, "READY")], server.DROP)
+    done = oet("procedure", "run", "-", text="def main(): pass")
+    assert done.code == 4
+    assert "Procedure 1 may go on; stop it with: oet procedure stop --pid=1" in done.err
+
+
+# ---- wait, logs -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("words", "states", "code"),
     [
-        (["--for=READY"], ["LOADING", "READY"], 0),
-        (["--for=READY"], ["LOADING", "FAILED"], 1),
-        ([], ["RUNNING", "COMPLETE"], 0),
-        ([], ["STOPPED"], 3),
-        (["--timeout=0.1"], ["RUNNING"], 6),
+        pytest.param(["--for=READY"], ["LOADING", "READY"], 0, id="for_a_state"),
+        pytest.param(["--for=ready"], ["READY"], 0, id="small_letters"),
+        pytest.param(["--for=READY"], ["LOADING", "FAILED"], 1, id="never_comes"),
+        pytest.param(["--for=FAILED"], ["COMPLETE"], 6, id="other_end"),
+        pytest.param([], ["RUNNING", "COMPLETE"], 0, id="complete"),
+        pytest.param([], ["STOPPED"], 3, id="stopped"),
+        pytest.param([], ["A_LATER_VERSIONS_STATE", "UNKNOWN"], 7, id="state_not_known"),
+        pytest.param(["--timeout=0.1"], ["RUNNING"], 6, id="timeout"),
     ],
 )
-def test_wait_ends_when_it_is_decided(oet: Run, script: Script, words: list[str], states: list[str], code: int) -> None:
-    script.play("GET /procedures/1", *[(200, _procedure(1, state)) for state in states])
-    assert oet("procedure", "wait", "--pid=1", *words).returncode == code
+def test_wait_ends_when_it_is_decided(oet: Any, server: Any, words: list[str], states: list[str], code: int) -> None:
+    server.play("GET /procedures/1", *[_procedure(1, state) for state in states])
+    assert oet("procedure", "wait", "--pid=1", *words).code == code
 
 
-def test_listen_shows_events_and_leaves_out_requests(script: Script, url: str) -> None:
-    frames = [
-        'data:{"topic": "request.procedure.list"}\nid:1\n\n',
-        'data:{"topic": "script.announce", "msg": "hi"}\nid:2\n\n',
-        "data:garbage\nid:3\n\n",
-    ]
-    script.play("GET /stream", (200, "".join(frames).encode()), (404, {"detail": "gone"}))
-    command = [sys.executable, "-m", "oet_cli", "--server-url", url, "listen"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert done.stdout.splitlines()[0] == "- Script message: hi"
-    assert done.stdout.splitlines()[1].startswith("- ERROR Could not parse event")
-    assert "listening again" in done.stderr
-    assert (done.returncode, "gone" in done.stderr) == (5, True)
+def test_wait_for_a_state_that_is_past_is_over(oet: Any, server: Any) -> None:
+    server.play("GET /procedures/1", _procedure(1, "COMPLETE", "READY", "RUNNING"))
+    assert oet("procedure", "wait", "--pid=1", "--for=RUNNING").code == 0
 
 
-def test_help_imports_nothing_heavy() -> None:
-    code = (
-        "import sys\nfrom oet_cli.main import cli\ncli(['--help'], standalone_mode=False)\n"
-        "print(sorted({'requests', 'rich', 'yaml', 'pydantic'} & set(sys.modules)))"
+@pytest.mark.parametrize(("words", "query"), [([], {}), (["--tail=2"], {"tail": "2"})])
+def test_logs_are_shown_as_they_are(oet: Any, server: Any, words: list[str], query: dict[str, str]) -> None:
+    server.play("GET /procedures/", [_procedure(1)])
+    server.play("GET /procedures/1/logs", server.Answer("é\x1b[31mred\n".encode()))
+    assert oet("procedure", "logs", *words).out == "é\x1b[31mred\n"
+    assert server.asked[-1].query == query
+
+
+def test_followed_logs_go_on_where_they_were_lost(oet: Any, server: Any) -> None:
+    frames = [b'data:{"line": "one"}\nid:5\n\n', b'data:{"li', b'ne": "cut"}', b'data:{"line": "two"}\nid:6\n\n']
+    lost = server.Answer(pieces=(b"\n", *frames[:3]), breaks=True)
+    rest = server.Answer(pieces=(b":\n\n", frames[3], b'data:{"dropped": 4}\n\n', b"data:odd\n\n"))
+    server.play("GET /procedures/1/logs", lost, rest, server.Answer(pieces=(b"\n",)))
+    server.play("GET /procedures/1", _procedure(1, "RUNNING"), _procedure(1, "RUNNING"), _procedure(1, "COMPLETE"))
+    done = oet("procedure", "logs", "--pid=1", "-f", "--tail=9")
+    assert done.code == 0
+    assert done.out.splitlines()[:3] == ["one", "two", "[oet: 4 lines dropped]"]
+    assert "could not be read" in done.out.splitlines()[3]
+    asked = [asked for asked in server.asked if asked.path.endswith("/logs")]
+    assert [one.headers.get("last-event-id") for one in asked] == [None, "5", "6"]
+    assert [one.query.get("tail") for one in asked] == ["9", None, None]
+
+
+# ---- listen ---------------------------------------------------------------------------------------------------------
+
+HI = b'data:{"topic": "script.announce", "msg": "hi"}\nid:2\n\n'
+
+
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        ([], ["- Script message: hi", "- my.own: {}"]),
+        (["--topics=my.own,other"], ["- my.own: {}"]),
+        (["--topics", "request.x"], ["- request.x: {}"]),
+        (["--exclude=script,my.own"], ["- request.x: {}"]),
+    ],
+)
+def test_listen_shows_the_topics_that_are_wanted(oet: Any, server: Any, words: list[str], shown: list[str]) -> None:
+    frames = [HI, b'data:{"topic": "my.own"}\n\n', b'data:{"topic": "request.x"}\n\n']
+    server.play("GET /stream", server.Answer(pieces=(b"\n", *frames)), server.Answer({"detail": "gone"}, 404))
+    done = oet("listen", *words)
+    assert done.out.splitlines() == shown
+    assert (done.code, "gone" in done.err) == (5, True)
+
+
+def test_listen_goes_on_where_the_stream_was_lost(oet: Any, server: Any) -> None:
+    server.play(
+        "GET /stream",
+        server.Answer(pieces=(b"data:garbage\n\n", HI), breaks=True),
+        server.DROP,
+        server.Answer({"detail": "full"}, 503),
+        server.Answer(pieces=(b'data:{"topic": "no.id"}\n\n',)),
+        server.Answer(pieces=(b"id:9\n\n",)),
+        server.Answer({"detail": [{"msg": "no such event yet"}]}, 422),
+        server.Answer({"detail": "over"}, 404),
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert done.stdout.splitlines()[-1] == "[]"
-    assert "Exit codes:" in done.stdout
+    done = oet("listen")
+    assert done.out.splitlines()[0].startswith("- ERROR Could not parse event")
+    assert done.out.splitlines()[1:] == ["- Script message: hi", "- no.id: {}"]
+    ids = [asked.headers.get("last-event-id") for asked in server.asked]
+    assert ids == [None, "2", "2", "2", "2", "9", None]
+    assert "the server begins its events anew" in done.err
+    assert len(re.findall("listening again$", done.err, re.MULTILINE)) == 2
 
 
-@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_prints_a_script(oet: Run, shell: str) -> None:
-    assert "_OET_COMPLETE" in oet("completion", shell).stdout
+def test_listen_to_a_server_that_is_away_says_so_at_once(oet: Any) -> None:
+    assert oet("listen", url="http://127.0.0.1:1").code == 4
 
 
-def test_version_is_shown(oet: Run) -> None:
-    assert oet("--version").stdout.startswith("oet 7.")
+def test_listen_ends_well_with_ctrl_c(oet: Any, server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(_seconds: float) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(listen.time, "sleep", interrupt)
+    server.play("GET /stream", server.Answer(pieces=(HI,)))
+    done = oet("listen")
+    assert (done.code, done.out) == (0, "- Script message: hi\n")
