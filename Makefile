@@ -1,14 +1,14 @@
 # The project's user interface: `make help` lists what it can do. One line each; logic lives in tools/.
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help setup rest demo test lint fmt generate verify bench clean
+.PHONY: help setup rest demo test lint fmt generate verify bench clean cluster-up cluster-down cluster-status
 
 VENV := .venv
 BIN := $(VENV)/bin
 PYTHON ?= python3
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sort | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 setup: $(VENV)/.installed ## make the virtual environment with the pinned packages
 
@@ -46,6 +46,15 @@ verify: generate ## fail if a generated file in the repository is not what `make
 
 bench: setup ## measure speed and memory beside their rivals; results in build/bench.json
 	@$(BIN)/python tools/bench.py
+
+cluster-up: setup ## start a Kubernetes to test on: kind where Docker runs, else one built from source (root, Linux)
+	@PYTHONPATH=tests/cluster $(BIN)/python -m oet_cluster up
+
+cluster-down: setup ## end that Kubernetes; nothing of it is left
+	@PYTHONPATH=tests/cluster $(BIN)/python -m oet_cluster down
+
+cluster-status: setup ## tell whether it runs, and where its kubeconfig is
+	@PYTHONPATH=tests/cluster $(BIN)/python -m oet_cluster status
 
 clean: ## remove the virtual environment and everything built
 	rm -rf $(VENV) build dist

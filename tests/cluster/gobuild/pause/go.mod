@@ -1,0 +1,3 @@
+module oet.example/pause
+
+go 1.21
