@@ -257,7 +257,8 @@ class Client:
         return value
 
     def _build_stranger(self) -> CliError:
-        return CliError(f"{self.url} does not answer as OET does; check the URL", Exit.UNREACHABLE)
+        # With a status, for it did answer: asking again would not help.
+        return CliError(f"{self.url} does not answer as OET does; check the URL", Exit.UNREACHABLE, 200)
 
 
 _IN_DOUBT = "; whether the request was carried out is not known. Look with: oet procedure list"

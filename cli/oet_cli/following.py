@@ -97,13 +97,19 @@ class Follower:
         return compute_exit(found["state"])
 
 
-def ask_patiently(ask: Callable[[], _Answer], screen: Screen) -> _Answer:
+def ask_patiently(ask: Callable[[], _Answer], screen: Screen, at_most_seconds: float | None = None) -> _Answer:
     """Ask until the server answers. Only for what may be asked twice.
 
+    Args:
+        ask: Asks once.
+        screen: Where to complain.
+        at_most_seconds: Bound of the patience; None for no other than `PATIENCE_SECONDS`.
+
     Raises:
-        CliError: The server refused, or does not answer for `PATIENCE_SECONDS`.
+        CliError: The server refused, or does not answer for that long.
     """
-    deadline = time.monotonic() + PATIENCE_SECONDS
+    patience = PATIENCE_SECONDS if at_most_seconds is None else min(PATIENCE_SECONDS, at_most_seconds)
+    deadline = time.monotonic() + patience
     has_complained = False
     while True:
         try:

@@ -71,7 +71,7 @@ def create(server_url: str, /, words: tuple[str, ...], subarray_id: int, wait: b
     init = {"args": args, "kwargs": {**kwargs, SUBARRAY: subarray_id}}
     created = client.create({"script": build_script(script, git), "script_args": {"init": init}})
     if wait:
-        created = _wait_for(client, int(created["id"]), State.READY, None)
+        created = _wait_for(client, created, State.READY, None)
     print_result(created, output, lambda one: render_list([one]))
 
 
@@ -228,26 +228,33 @@ def wait(server_url: str, pid: int | None, wanted: str | None, timeout: float | 
     Without --for, the exit code tells how the procedure ended.
     """
     client = Client(server_url)
-    pid = _choose(client, pid, "wait for")
-    found = _wait_for(client, pid, State(wanted) if wanted else None, timeout)
-    click.echo(f"Procedure {pid} is {found['state']}", err=True)
+    # A server that is not there to begin with is told at once; one that goes away later may come back.
+    first = _find_last(client, "wait for") if pid is None else client.get(pid)
+    found = _wait_for(client, first, State(wanted) if wanted else None, timeout)
+    click.echo(f"Procedure {found['id']} is {found['state']}", err=True)
     return Exit.OK if wanted else compute_exit(found["state"])
 
 
-def _wait_for(client: Client, pid: int, wanted: State | None, timeout: float | None) -> dict[str, Any]:
-    """Wait for a state to be reached, or for the end when it is None. Raises CliError when it cannot come any more."""
+def _wait_for(client: Client, found: dict[str, Any], wanted: State | None, timeout: float | None) -> dict[str, Any]:
+    """Wait for a state to be reached, or for the end when it is None. Raises CliError when it cannot come any more.
+
+    Args:
+        client: The server.
+        found: The procedure as it was seen last.
+        wanted: The state.
+        timeout: Seconds; None for ever.
+    """
     deadline = None if timeout is None else time.monotonic() + timeout
-    screen, pauses = Screen(), Pauses()
+    pid, screen, pauses = int(found["id"]), Screen(), Pauses()
     try:
-        while True:
-            found = ask_patiently(lambda: client.get(pid), screen)
-            if _is_reached(found, wanted):
-                return found
+        while not _is_reached(found, wanted):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise CliError(f"Procedure {pid} is still {found['state']} after {timeout:g} s", Exit.NOT_CERTAIN)
             screen.show(f"Procedure {pid} is {found['state']}")
             pauses.sleep(left)
+            found = ask_patiently(lambda: client.get(pid), screen, left)
+        return found
     finally:
         screen.clear()
 

@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 
@@ -44,7 +45,7 @@ def admin(places: Places) -> Iterator[Kubectl]:
 @pytest.fixture(scope="module")
 def kubectl(admin: Kubectl) -> Iterator[Kubectl]:
     """Kubectl in a namespace of its own."""
-    name = f"oet-test-{os.getpid()}"
+    name = f"oet-test-{uuid4().hex[:12]}"
     admin.run("create", "namespace", name)
     inside = admin.within(name)
     # Pods of a namespace cannot be created before its ServiceAccount is there.

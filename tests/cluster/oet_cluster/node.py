@@ -166,7 +166,7 @@ class OwnNode:
 
         def observe() -> bool:
             if self._namespaces.find(component) is None:
-                raise ClusterError(f"{component} ended while the cluster came up: see {log}")
+                raise ClusterError(f"{component} ended while the cluster came up: {_read_last_line(log)} (see {log})")
             return is_so()
 
         wait_for(observe, _READY_SECONDS, f"the cluster did not come up: {component} is late, see {log}")
@@ -265,3 +265,9 @@ def _observe_resident_mebibytes(pid: int) -> int:
             if line.startswith("VmRSS:"):
                 return int(line.split()[1]) // 1024
     return 0
+
+
+def _read_last_line(log: Path) -> str:
+    with contextlib.suppress(OSError, IndexError):
+        return log.read_text(encoding="utf-8", errors="replace").splitlines()[-1]
+    return "it said nothing"
