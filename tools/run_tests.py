@@ -36,7 +36,17 @@ def main() -> int:
     pytest = ["-m", "pytest", "-q", *extra]
     coverage = [python, "-m", "coverage"]
     results = [
-        run("tests.stdout", *coverage, "run", *pytest, "-n", "2", "-m", "not serial", f"--junitxml={BUILD}/junit.xml"),
+        run(
+            "tests.stdout",
+            *coverage,
+            "run",
+            *pytest,
+            "-n",
+            "2",
+            "-m",
+            "not serial and not cluster",
+            f"--junitxml={BUILD}/junit.xml",
+        ),
         run("tests-serial.stdout", python, *pytest, "-m", "serial", f"--junitxml={BUILD}/junit-serial.xml"),
     ]
     quiet = {"stdout": subprocess.DEVNULL, "check": True}

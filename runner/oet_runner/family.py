@@ -46,6 +46,10 @@ def set_parent_death_signal() -> None:
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
+_THREADS_FIELD = 17
+"""Place of num_threads behind the command name in /proc/PID/stat: its field 20, less pid, name, and counted from 0."""
+
+
 class Process:
     """What /proc says of one process."""
 
@@ -63,9 +67,11 @@ def parse_stat(stat: bytes) -> Process:
     Raises:
         ValueError: It is not such a content.
     """
-    # The command name may hold spaces and brackets; the fields after the last bracket are state, parent and group.
-    state, parent, group = stat[stat.rindex(b")") + 2 :].split(None, 3)[:3]
-    return Process(int(parent), int(group), state in (b"Z", b"X"))
+    # The command name may hold spaces and brackets; the fields after the last bracket are state, parent, group...
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    # A process whose main thread ended shows as a zombie while its other threads run on (proc(5): num_threads is field 20).
+    has_threads = len(fields) > _THREADS_FIELD and int(fields[_THREADS_FIELD]) > 1
+    return Process(int(fields[1]), int(fields[2]), fields[0] in (b"Z", b"X") and not has_threads)
 
 
 def compute_descendants(processes: dict[int, Process], *roots: int) -> list[int]:

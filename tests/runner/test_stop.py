@@ -102,6 +102,31 @@ def test_stubborn_script_is_killed_when_the_grace_period_ends(runner, body):
     assert "within the grace period of 0.3 s" in end["message"]
 
 
+def test_process_whose_main_thread_ended_is_killed_with_its_other_threads(runner):
+    runner.assign("""
+        import ctypes, threading, time
+        def main():
+            threading.Thread(target=ctypes.CDLL(None).sleep, args=[600]).start()
+            print("up", flush=True)
+            time.sleep(0.2)
+            ctypes.CDLL(None).pthread_exit(None)
+        """)
+    runner.grant()
+    runner.wait_line("up")
+
+    def is_zombie():
+        with open(f"/proc/{runner.hello['pid']}/stat") as file:
+            return ") Z " in file.read()
+
+    deadline = time.monotonic() + 20
+    while not is_zombie():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    runner.stop(0.2)
+    assert runner.wait_exit()["outcome"] == "Stopped"
+    assert set(runner.alive()) <= {runner.process.pid}
+
+
 def test_script_that_suspended_itself_is_continued_to_tidy_up(runner):
     runner.assign("""
         import os, signal, time

@@ -206,6 +206,12 @@ def test_stat_is_parsed_whatever_the_command_is_called():
     assert (process.parent, process.group, process.is_dead) == (7, 9, True)
 
 
+@pytest.mark.parametrize(("threads", "is_dead"), [(1, True), (0, True), (2, False)])
+def test_zombie_whose_threads_run_on_is_not_dead(threads, is_dead):
+    fields = ["Z", "7", "9", *["0"] * 14, str(threads), "0"]
+    assert parse_stat(f"12 (a) {' '.join(fields)}".encode()).is_dead is is_dead
+
+
 def test_descendants_are_those_below_and_no_others():
     parents = {2: 1, 3: 2, 4: 3, 5: 1, 6: 6, 7: 99}
     processes = {pid: Process(parent, pid, False) for pid, parent in parents.items()}
