@@ -48,7 +48,7 @@ def apply_decision(
     execution = transaction.get(observed.procedure_id)
     if execution is None:
         return
-    locks = build_lock_table(_iter_present(store, transaction))
+    locks = build_lock_table(_iter_active(store, transaction))
     plan = decide(Snapshot(execution=execution, runner=observed.runner, locks=locks, now=observed.now))
     if plan.status is not execution.status:
         before = execution
@@ -72,11 +72,11 @@ class Observed:
     now: datetime
 
 
-def _iter_present(store: LocalStore, transaction: Transaction) -> Iterable[ScriptExecution]:
-    """Yield all executions as the transaction leaves them, the new ones too, oldest first."""
+def _iter_active(store: LocalStore, transaction: Transaction) -> Iterable[ScriptExecution]:
+    """Yield the active executions as the transaction leaves them, the new ones too, oldest first."""
     changed = dict(transaction.executions)
-    for execution in store.list():
-        yield changed.pop(execution.procedure_id or 0, execution)
+    for number, execution in store.list_active().items():
+        yield changed.pop(number, execution)
     yield from changed.values()
 
 
@@ -84,7 +84,7 @@ def _find_waiting(store: LocalStore, changed: ScriptExecution) -> list[int]:
     """Return the other executions that wait for a start: a subarray just changed hands."""
     return [
         execution.status.procedure_id
-        for execution in store.list()
+        for execution in store.list_active().values()
         if execution.status.procedure_id is not None
         and execution.uid != changed.uid
         and execution.status.state is State.READY
@@ -151,7 +151,9 @@ def _create_abort(
 
 def apply_history_limit(store: LocalStore, transaction: Transaction, limit: int) -> None:
     """Remove finished executions beyond the limit, oldest first; active ones are never removed."""
-    finished = [one for one in _iter_present(store, transaction) if one.is_finished]
+    changed = transaction.executions
+    present = [changed.get(execution.procedure_id or 0, execution) for execution in store.list()]
+    finished = [execution for execution in present if execution.is_finished]
     for execution in finished[: max(0, len(finished) - limit)]:
         assert execution.procedure_id is not None
         transaction.remove(execution.procedure_id)

@@ -68,6 +68,11 @@ _NOW = At()
 _Statements = list[Statement]
 
 
+def _is_active(execution: ScriptExecution) -> bool:
+    """Tell whether an execution may hold or want a subarray: it is not finished, or its abort is still to be created."""
+    return not execution.is_finished or (execution.spec.stop.abort and execution.status.abort is None)
+
+
 class Transaction:
     """Changes that become durable and visible together. Only inside `LocalStore.transaction`, under the store's lock."""
 
@@ -141,6 +146,7 @@ class LocalStore:
         self._lock = threading.RLock()
         self._executions: dict[int, ScriptExecution] = {}
         self._ordered: tuple[ScriptExecution, ...] = ()
+        self._active: dict[int, ScriptExecution] = {}
         self._changed: dict[int, threading.Condition] = {}
         self._recent: deque[TimelineEntry] = deque()
         self._recent_bytes = 0
@@ -151,6 +157,7 @@ class LocalStore:
             assert execution.procedure_id is not None
             self._executions[execution.procedure_id] = execution
         self._ordered = tuple(self._executions.values())
+        self._active = {number: one for number, one in self._executions.items() if _is_active(one)}
         self._last_procedure_id = database.read_last_id("executions")
         self._last_id = database.read_last_id("entries")
 
@@ -170,6 +177,10 @@ class LocalStore:
     def list(self) -> Sequence[ScriptExecution]:
         """Return all executions, oldest first."""
         return self._ordered
+
+    def list_active(self) -> Mapping[int, ScriptExecution]:
+        """Return the executions that decisions on others depend on, by procedure id; the finished ones are far more."""
+        return self._active
 
     def wait(
         self, procedure_id: int, until: Callable[[ScriptExecution], bool], timeout_seconds: float
@@ -294,6 +305,9 @@ class LocalStore:
             executions.pop(procedure_id, None)
         if transaction.executions:
             self._last_procedure_id = max(self._last_procedure_id, *transaction.executions)
+        active = {**self._active, **transaction.executions}
+        gone = transaction.removed
+        self._active = {number: one for number, one in active.items() if _is_active(one) and number not in gone}
         self._executions = executions
         self._ordered = tuple(executions.values())
         for procedure_id in (*transaction.executions, *transaction.removed):
