@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import logging
 import os
 import resource
@@ -119,7 +120,11 @@ class Server(BaseApplication):  # type: ignore[misc]
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
         self._engine = engine
         self._services = build_services(engine, engine.timeline, self.settings)
-        return build_application(self._services)
+        application = build_application(self._services)
+        # What was made until now stays: the garbage collector need not look at it again in the middle of a start.
+        gc.collect()
+        gc.freeze()
+        return application
 
     def on_listening(self, address: Any) -> None:
         """Say that requests are served."""

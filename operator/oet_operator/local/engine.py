@@ -19,7 +19,9 @@ from oet_crds.ports import Health, Record, SpecChange, TimelineEntry
 from oet_crds.settings import EngineSettings
 from oet_crds.states import DesiredState, State
 from oet_crds.topics import EntryKind, Topic
+from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.core.specs import validate_change
+from oet_operator.local.applier import Effects, Observed, apply_decision
 from oet_operator.local.database import Database
 from oet_operator.local.loop import EngineLoop
 from oet_operator.local.processes import ENGINE_VARIABLE, become_subreaper
@@ -177,7 +179,12 @@ class LocalEngine:
             transaction.append(procedure_id, EntryKind.STATE, Topic.STATE_CHANGE, payload)
             for topic, fields in record(execution) if record else ():
                 transaction.append(procedure_id, EntryKind.ACTION, topic, fields)
-        self._loop.wake(procedure_id)
+            # The first decision is always to get a runner: made here, it needs no commit of its own.
+            effects, runner = Effects(), RunnerObservation(Presence.NONE)
+            observed = Observed(procedure_id, runner, datetime.now(UTC))
+            apply_decision(self._store, self._settings, transaction, effects, observed)
+            execution = transaction.executions[procedure_id]
+        self._loop.submit(effects)
         return execution
 
     def get(self, procedure_id: int) -> ScriptExecution:

@@ -84,6 +84,7 @@ class EngineLoop:
         self._recover_marks = ("", "")
         self._recover_kill_at = 0.0
         self._dirty: deque[int] = deque()
+        self._submitted: deque[Effects] = deque()
         self._due: list[tuple[float, int]] = []
         self._paused: list[tuple[float, int]] = []
         self._selector = selectors.DefaultSelector()
@@ -98,6 +99,11 @@ class EngineLoop:
     def wake(self, procedure_id: int) -> None:
         """Have an execution looked at now."""
         self._dirty.append(procedure_id)
+        os.eventfd_write(self._wake_fd, 1)
+
+    def submit(self, effects: Effects) -> None:
+        """Have the effects of a decision done that another thread made and stored."""
+        self._submitted.append(effects)
         os.eventfd_write(self._wake_fd, 1)
 
     def shut_down(self, timeout_seconds: float) -> None:
@@ -142,6 +148,8 @@ class EngineLoop:
     def _pass(self) -> bool:
         """Observe, decide, store, act. Returns whether the engine has been shut down."""
         ready = self._selector.select(self._compute_timeout())
+        while self._submitted:
+            self._apply(self._submitted.popleft())
         effects = Effects()
         with self._store.transaction(durable=False) as transaction:
             for key, _ in ready:
