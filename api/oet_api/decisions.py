@@ -8,10 +8,9 @@ from enum import Enum, auto
 from oet_crds.errors import InvalidTransitionError
 from oet_crds.execution import FunctionArgs, Refusal, ScriptExecution, WhenBusy
 from oet_crds.states import DesiredState, State
+from oet_crds.subarrays import MAX_SUBARRAY, SUBARRAY_KEY, parse_subarray
 
 __all__ = [
-    "MAX_SUBARRAY",
-    "SUBARRAY_KEY",
     "Join",
     "compute_subarrays",
     "decide_abort",
@@ -19,14 +18,8 @@ __all__ = [
     "describe_end",
     "find_refusal",
     "is_start_settled",
-    "parse_subarray",
+    "parse_lockable_subarray",
 ]
-
-MAX_SUBARRAY = 65535
-"""As `spec.subarray` of the custom resource allows."""
-
-SUBARRAY_KEY = "subarray_id"
-"""The keyword argument that names the subarray, by convention of the observing scripts."""
 
 
 class Join(Enum):
@@ -94,17 +87,10 @@ def is_start_settled(generation: int) -> Callable[[ScriptExecution], bool]:
     return is_settled
 
 
-def parse_subarray(value: object) -> int | None:
-    """Return the subarray that a `subarray_id` argument names, None when it names none that can be locked.
-
-    Scripts are called from notebooks and shells, so `1`, `1.0` and `"1"` all mean subarray 1.
-    """
-    if isinstance(value, str):
-        text = value.strip()
-        value = int(text) if text.isascii() and text.isdigit() and len(text) < 10 else None
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value // 1:
-        return None
-    return int(value) if 0 <= value <= MAX_SUBARRAY else None
+def parse_lockable_subarray(value: object) -> int | None:
+    """Return the subarray that a `subarray_id` argument names, None when it names none that can be asked for."""
+    number = parse_subarray(value)
+    return number if number is not None and 0 <= number <= MAX_SUBARRAY else None
 
 
 def compute_subarrays(execution: ScriptExecution) -> list[int]:
@@ -115,7 +101,9 @@ def compute_subarrays(execution: ScriptExecution) -> list[int]:
     if spec.subarray is not None:
         return [spec.subarray]
     named = [
-        parse_subarray(args.kwargs.get(SUBARRAY_KEY)) for args in (spec.args.init, spec.args.main) if args is not None
+        parse_lockable_subarray(args.kwargs.get(SUBARRAY_KEY))
+        for args in (spec.args.init, spec.args.main)
+        if args is not None
     ]
     return list(dict.fromkeys(number for number in named if number is not None))
 

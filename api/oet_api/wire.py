@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
 
-from oet_api.decisions import MAX_SUBARRAY, SUBARRAY_KEY, parse_subarray
+from oet_api.decisions import parse_lockable_subarray
 from oet_api.limits import is_clean_text
 from oet_crds.execution import (
     MAX_INLINE_SOURCE_CHARS,
@@ -27,6 +27,7 @@ from oet_crds.execution import (
 )
 from oet_crds.execution import FunctionArgs as SpecArgs
 from oet_crds.states import DesiredState, State
+from oet_crds.subarrays import MAX_SUBARRAY, SUBARRAY_KEY
 
 __all__ = [
     "DEFAULT_GIT_REPOSITORY",
@@ -82,7 +83,7 @@ Clean = AfterValidator(_check_clean)
 def check_subarray_id(kwargs: dict[str, Any]) -> dict[str, Any]:
     """Return keyword arguments as they are. Raises ValueError when their `subarray_id` is no subarray to lock."""
     value = kwargs.get(SUBARRAY_KEY)
-    if value is not None and parse_subarray(value) is None:
+    if value is not None and parse_lockable_subarray(value) is None:
         raise ValueError(
             f"{SUBARRAY_KEY} must be an integer from 0 to {MAX_SUBARRAY}: it says which subarray is locked"
         )
@@ -102,7 +103,7 @@ class FunctionArgs(Request):
     kwargs: Annotated[dict[str, Any], AfterValidator(check_subarray_id)] = Field(
         default_factory=dict,
         description="Keyword arguments. `subarray_id`, if given, says which subarray is locked while main runs.",
-        json_schema_extra={"properties": {"subarray_id": SUBARRAY_SCHEMA}},
+        json_schema_extra={"properties": {SUBARRAY_KEY: SUBARRAY_SCHEMA}},
     )
 
 
@@ -114,7 +115,7 @@ class ScriptArgs(Request):
 
     @model_validator(mode="after")
     def _one_subarray(self) -> Self:
-        named = [parse_subarray(one.kwargs.get(SUBARRAY_KEY)) for one in (self.init, self.main) if one]
+        named = [parse_lockable_subarray(one.kwargs.get(SUBARRAY_KEY)) for one in (self.init, self.main) if one]
         if len({number for number in named if number is not None}) > 1:
             raise ValueError(f"{SUBARRAY_KEY} of init and main differ, but only one subarray can be locked")
         return self

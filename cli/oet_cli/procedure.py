@@ -28,10 +28,9 @@ from oet_cli.run import run
 from oet_cli.screen import Screen
 from oet_cli.tables import render_description, render_list
 from oet_crds.states import State
+from oet_crds.subarrays import SUBARRAY_KEY
 
 __all__ = ["procedure"]
-
-SUBARRAY = "subarray_id"
 
 
 @click.group(epilog=EPILOG)
@@ -68,7 +67,7 @@ def create(server_url: str, /, words: tuple[str, ...], subarray_id: int, wait: b
     """
     client = Client(server_url)
     script, args, kwargs = take_script(words)
-    init = {"args": args, "kwargs": {**kwargs, SUBARRAY: subarray_id}}
+    init = {"args": args, "kwargs": {**kwargs, SUBARRAY_KEY: subarray_id}}
     created = client.create({"script": build_script(script, git), "script_args": {"init": init}})
     if wait:
         created = _wait_for(client, created, State.READY, None)

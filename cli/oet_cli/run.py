@@ -23,6 +23,7 @@ from oet_cli.options import (
 )
 from oet_cli.screen import Screen
 from oet_crds.states import State
+from oet_crds.subarrays import SUBARRAY_KEY
 
 __all__ = ["run"]
 
@@ -45,7 +46,7 @@ def run(server_url: str, /, words: tuple[str, ...], subarray_id: int | None, ini
     """
     client, screen = Client(server_url), Screen()
     script, args, kwargs = take_script(words)
-    init = merge_calls(init, [], {} if subarray_id is None else {"subarray_id": subarray_id})
+    init = merge_calls(init, [], {} if subarray_id is None else {SUBARRAY_KEY: subarray_id})
     request = {"script": build_script(script, git), "script_args": {"init": init}}
     with _interrupted_by_termination():
         pid = _create(client, request)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from oet_crds.states import State
+from oet_crds.subarrays import SUBARRAY_KEY
 from oet_crds.topics import Topic
 
 __all__ = ["describe_event", "describe_script"]
@@ -21,7 +22,7 @@ def describe_script(script: Mapping[str, Any]) -> str:
 
 
 def _describe_subarray(kwargs: Mapping[str, Any]) -> str:
-    number = kwargs.get("subarray_id")
+    number = kwargs.get(SUBARRAY_KEY)
     return "" if number is None else f" on subarray {number}"
 
 

@@ -16,6 +16,7 @@ from pydantic.alias_generators import to_camel
 from oet_crds.names import GROUP, KIND, VERSION
 from oet_crds.reasons import Outcome, Reason
 from oet_crds.states import DesiredState, State, is_final
+from oet_crds.subarrays import MAX_SUBARRAY
 
 __all__ = [
     "DEFAULT_GRACE_PERIOD_SECONDS",
@@ -218,7 +219,7 @@ class ScriptExecutionSpec(Model):
     subarray: int | None = Field(
         None,
         ge=0,
-        le=65535,
+        le=MAX_SUBARRAY,
         description="Subarray to lock while running; absent: subarray_id of init's, then of main's kwargs.",
     )
     desired_state: DesiredState = Field(

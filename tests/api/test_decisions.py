@@ -14,7 +14,7 @@ from oet_api.decisions import (
     decide_start,
     describe_end,
     is_start_settled,
-    parse_subarray,
+    parse_lockable_subarray,
 )
 from oet_crds.errors import InvalidTransitionError
 from oet_crds.execution import (
@@ -141,7 +141,7 @@ def test_start_is_settled_by_a_word_of_the_engine(execution: ScriptExecution, is
     ],
 )  # fmt: skip
 def test_subarray_is_a_small_number_or_none(value: object, number: int | None) -> None:
-    assert parse_subarray(value) == number
+    assert parse_lockable_subarray(value) == number
 
 
 @pytest.mark.parametrize(

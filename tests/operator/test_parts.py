@@ -21,11 +21,12 @@ from oet_crds.execution import (
 )
 from oet_crds.ports import SpecChange
 from oet_crds.states import DesiredState, State
+from oet_crds.subarrays import parse_subarray
 from oet_operator.core.conditions import ConditionType, find_condition, with_condition
 from oet_operator.core.history import count_merged, with_runner_transitions
 from oet_operator.core.locks import LockTable, build_lock_table
 from oet_operator.core.names import MAX_NAME_LENGTH, build_pod_name
-from oet_operator.core.specs import compute_subarray, parse_subarray, validate_change, validate_subarray
+from oet_operator.core.specs import compute_subarray, validate_change, validate_subarray
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ from oet_operator.core.specs import compute_subarray, parse_subarray, validate_c
         (2.0, 2),
         ("3", 3),
         (" 4 ", 4),
+        (" " * 20 + "1", 1),
         (True, None),
         (1.5, None),
         ("x", None),

@@ -27,6 +27,7 @@ from oet_crds.errors import InvalidTransitionError
 from oet_crds.execution import ScriptExecution
 from oet_crds.ports import TimelineEntry
 from oet_crds.states import State
+from oet_crds.subarrays import MAX_SUBARRAY
 from oet_crds.topics import EntryKind
 
 __all__ = ["EventsResource", "ProcedureResource", "ProceduresResource", "select_executions"]
@@ -46,7 +47,7 @@ class ListQuery(BaseModel):
     limit: int | None = Field(None, ge=1, le=1000, description="At most so many; absent: all.")
     after: int = Field(0, ge=0, le=MAX_NUMBER, description="Only those with a greater id, for paging.")
     state: State | None = Field(None, description="Only those in this state.")
-    subarray: int | None = Field(None, ge=0, le=65535, description="Only those on this subarray.")
+    subarray: int | None = Field(None, ge=0, le=MAX_SUBARRAY, description="Only those on this subarray.")
 
 
 class EventsQuery(BaseModel):

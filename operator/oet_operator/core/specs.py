@@ -8,28 +8,9 @@ from oet_crds.errors import InvalidTransitionError
 from oet_crds.execution import ExecutionArgs, ScriptExecution, ScriptExecutionSpec
 from oet_crds.ports import SpecChange
 from oet_crds.states import DesiredState
+from oet_crds.subarrays import SUBARRAY_KEY, parse_subarray
 
-__all__ = ["compute_subarray", "parse_subarray", "validate_change", "validate_subarray"]
-
-SUBARRAY_KEY = "subarray_id"
-"""The keyword argument that names the subarray, by convention of the observing scripts."""
-
-
-def parse_subarray(value: Any) -> int | None:
-    """Return the subarray that a `subarray_id` argument names, None when it names none.
-
-    Scripts are called from notebooks and shells, so `1`, `1.0` and `"1"` all mean subarray 1: were one of them not understood,
-    two scripts could run on it.
-    """
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, int):
-        return value
-    if isinstance(value, float) and value.is_integer():
-        return int(value)
-    if isinstance(value, str) and value.strip().isascii() and value.strip().isdigit() and len(value) < 10:
-        return int(value)
-    return None
+__all__ = ["compute_subarray", "validate_change", "validate_subarray"]
 
 
 def _list_arguments(spec: ScriptExecutionSpec) -> list[Any]:

@@ -25,6 +25,7 @@ from oet_crds.execution import (
 from oet_crds.mailbox import MAX_STACKTRACE_CHARS
 from oet_crds.reasons import Outcome, Reason
 from oet_crds.states import DesiredState, State
+from oet_crds.subarrays import SUBARRAY_KEY
 from oet_operator.local.runner import RunnerProtocolError
 
 __all__ = [
@@ -59,7 +60,7 @@ def build_abort_spec(scripts_location: str, subarray: int) -> ScriptExecutionSpe
     """Build the request that runs the abort script on a subarray."""
     return ScriptExecutionSpec(
         script=ScriptSource(file=FileScript(path=f"{scripts_location}/{ABORT_SCRIPT}")),
-        args=ExecutionArgs(init=FunctionArgs(kwargs={"subarray_id": subarray})),
+        args=ExecutionArgs(init=FunctionArgs(kwargs={SUBARRAY_KEY: subarray})),
         subarray=subarray,
         desired_state=DesiredState.RUNNING,
         when_busy=WhenBusy.WAIT,
