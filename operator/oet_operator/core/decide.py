@@ -46,9 +46,12 @@ def decide(snapshot: Snapshot) -> Plan:
     if ended is not None:
         return _plan_finished(snapshot, _with_final_conditions(ended, snapshot.now))
     deadlines = compute_deadlines(execution, status)
-    passed = next((deadline for deadline in deadlines if deadline.at <= snapshot.now), None)
-    if execution.spec.desired_state is DesiredState.STOPPED or passed or _is_stopping(status):
-        return _plan_stop(snapshot, status, passed)
+    passed = next((deadline.reason for deadline in deadlines if deadline.at <= snapshot.now), None)
+    if execution.spec.desired_state is DesiredState.STOPPED:
+        return _plan_stop(snapshot, status, Reason.STOP_REQUESTED)
+    # What OET began to stop for a deadline it stops for that one, whatever passes next.
+    if reason := _find_stop_reason(status) or passed:
+        return _plan_stop(snapshot, status, reason)
     return _plan_progress(snapshot, status, deadlines)
 
 
@@ -149,10 +152,6 @@ def _with_generation(status: ScriptExecutionStatus, generation: int) -> ScriptEx
 # ---- the stop ----------------------------------------------------------------------------------------------------------
 
 
-def _is_stopping(status: ScriptExecutionStatus) -> bool:
-    return _find_stop_reason(status) is not None
-
-
 def _find_stop_reason(status: ScriptExecutionStatus) -> Reason | None:
     """Return the deadline for which OET stops the script, None when it does not."""
     condition = find_condition(status, ConditionType.STOPPING)
@@ -167,17 +166,13 @@ def _describe(reason: Reason) -> str:
     return "still active after activeDeadlineSeconds; the script was stopped"
 
 
-def _plan_stop(snapshot: Snapshot, status: ScriptExecutionStatus, passed: Deadline | None) -> Plan:
+def _plan_stop(snapshot: Snapshot, status: ScriptExecutionStatus, reason: Reason) -> Plan:
     """Stop the script: the runner sees a user's stop by itself; a deadline's it must be told."""
-    spec, grace = snapshot.execution.spec, snapshot.execution.spec.stop.grace_period_seconds
-    by_user = spec.desired_state is DesiredState.STOPPED
-    if by_user:
-        reason = Reason.STOP_REQUESTED
-    else:
-        reason = _find_stop_reason(status) or (passed.reason if passed else Reason.DEADLINE_EXCEEDED)
-        if snapshot.runner.presence is Presence.NONE and not status.pod_name:
-            ended = _with_final(status, State.FAILED, reason, _describe(reason), snapshot.now)
-            return Plan(_with_final_conditions(ended, snapshot.now))
+    grace = snapshot.execution.spec.stop.grace_period_seconds
+    by_user = reason is Reason.STOP_REQUESTED
+    if not by_user and snapshot.runner.presence is Presence.NONE and not status.pod_name:
+        ended = _with_final(status, State.FAILED, reason, _describe(reason), snapshot.now)
+        return Plan(_with_final_conditions(ended, snapshot.now))
     status = with_condition(status, ConditionType.STOPPING, True, reason, snapshot.now)
     condition = find_condition(status, ConditionType.STOPPING)
     assert condition is not None

@@ -6,18 +6,18 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from oet_crds.execution import AbortStatus, Grant, ScriptExecution
+from oet_crds.execution import AbortStatus, Grant, ScriptExecution, ScriptExecutionSpec
 from oet_crds.settings import EngineSettings
-from oet_crds.states import DesiredState, State, is_final
+from oet_crds.states import is_final
 from oet_crds.topics import EntryKind, Topic
 from oet_operator.core.actions import CreateAbort, CreatePod, DeleteExecution, DeletePod, StopRunner
 from oet_operator.core.decide import decide
-from oet_operator.core.locks import build_lock_table
+from oet_operator.core.locks import build_lock_table, wants_grant
 from oet_operator.core.snapshot import RunnerObservation, Snapshot
 from oet_operator.local.records import build_abort_spec, build_execution
 from oet_operator.local.store import At, LocalStore, Transaction
 
-__all__ = ["Effects", "apply_decision", "apply_history_limit"]
+__all__ = ["Effects", "apply_decision", "apply_history_limit", "create_execution"]
 
 
 @dataclass
@@ -53,7 +53,7 @@ def apply_decision(
     if plan.status is not execution.status:
         before = execution
         execution = transaction.put(execution.model_copy(update={"status": plan.status}))
-        _append_states(transaction, before, execution)
+        _append_states(transaction, execution, known=before.status.history[-1].seq if before.status.history else 0)
         if execution.is_finished or (execution.status.grant and not before.status.grant):
             effects.look_at += _find_waiting(store, execution)
     for action in plan.actions:
@@ -82,23 +82,31 @@ def _iter_active(store: LocalStore, transaction: Transaction) -> Iterable[Script
 
 def _find_waiting(store: LocalStore, changed: ScriptExecution) -> list[int]:
     """Return the other executions that wait for a start: a subarray just changed hands."""
-    return [
-        execution.status.procedure_id
-        for execution in store.list_active().values()
-        if execution.status.procedure_id is not None
-        and execution.uid != changed.uid
-        and execution.status.state is State.READY
-        and execution.status.grant is None
-        and execution.spec.desired_state is DesiredState.RUNNING
-    ]
+    active = store.list_active().items()
+    return [number for number, execution in active if execution.uid != changed.uid and wants_grant(execution)]
 
 
-def _append_states(transaction: Transaction, before: ScriptExecution, after: ScriptExecution) -> None:
-    """Append what became of an execution to its timeline."""
+def create_execution(
+    transaction: Transaction, spec: ScriptExecutionSpec, grant: Grant | None = None
+) -> ScriptExecution:
+    """Store a new execution with the first entry of its timeline, and return it.
+
+    Args:
+        transaction: Where it is stored.
+        spec: What to run.
+        grant: The grant it is born with; None for the usual execution, which has to ask for one.
+    """
+    number = transaction.allocate_procedure_id()
+    execution = transaction.put(build_execution(spec, number, datetime.now(UTC), grant=grant))
+    _append_states(transaction, execution, known=0)
+    return execution
+
+
+def _append_states(transaction: Transaction, after: ScriptExecution, *, known: int) -> None:
+    """Append what became of an execution after its history entry number `known` to its timeline."""
     procedure_id = after.procedure_id
     assert procedure_id is not None
     source = str(procedure_id)
-    known = before.status.history[-1].seq if before.status.history else 0
     for entry in after.status.history:
         if entry.seq <= known:
             continue
@@ -137,16 +145,12 @@ def _create_abort(
     settings: EngineSettings,
 ) -> None:
     """Create the abort execution and hand it the subarray, in the transaction that ends the stopped one's hold on it."""
-    now = datetime.now(UTC)
-    grant = Grant(time=now, subarray=action.subarray) if action.inherit else None
-    procedure_id = transaction.allocate_procedure_id()
-    spec = build_abort_spec(settings.scripts_location, action.subarray)
-    transaction.put(build_execution(spec, procedure_id, now, grant=grant))
-    payload = {"msg_src": str(procedure_id), "new_state": str(State.CREATING)}
-    transaction.append(procedure_id, EntryKind.STATE, Topic.STATE_CHANGE, payload)
-    status = stopped.status.model_copy(update={"abort": AbortStatus(procedure_id=procedure_id)})
+    grant = Grant(time=datetime.now(UTC), subarray=action.subarray) if action.inherit else None
+    abort = create_execution(transaction, build_abort_spec(settings.scripts_location, action.subarray), grant)
+    assert abort.procedure_id is not None
+    status = stopped.status.model_copy(update={"abort": AbortStatus(procedure_id=abort.procedure_id)})
     transaction.put(stopped.model_copy(update={"status": status}))
-    effects.look_at.append(procedure_id)
+    effects.look_at.append(abort.procedure_id)
 
 
 def apply_history_limit(store: LocalStore, transaction: Transaction, limit: int) -> None:

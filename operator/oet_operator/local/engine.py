@@ -17,15 +17,14 @@ from oet_crds.errors import ConflictError, OverloadedError, UnavailableError
 from oet_crds.execution import ScriptExecution, ScriptExecutionSpec
 from oet_crds.ports import Health, Record, SpecChange, TimelineEntry
 from oet_crds.settings import EngineSettings
-from oet_crds.states import DesiredState, State
-from oet_crds.topics import EntryKind, Topic
+from oet_crds.states import DesiredState
+from oet_crds.topics import EntryKind
 from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.core.specs import validate_change
-from oet_operator.local.applier import Effects, Observed, apply_decision
+from oet_operator.local.applier import Effects, Observed, apply_decision, create_execution
 from oet_operator.local.database import Database
 from oet_operator.local.loop import EngineLoop
 from oet_operator.local.processes import ENGINE_VARIABLE, become_subreaper
-from oet_operator.local.records import build_execution
 from oet_operator.local.runner import Runner, is_isolation_available
 from oet_operator.local.store import LocalStore
 
@@ -173,10 +172,9 @@ class LocalEngine:
                 raise OverloadedError(
                     f"{active} executions are active, as many as [engine] max_active allows: stop some, or raise it", 5
                 )
-            procedure_id = transaction.allocate_procedure_id()
-            execution = transaction.put(build_execution(spec, procedure_id, datetime.now(UTC)))
-            payload = {"msg_src": str(procedure_id), "new_state": str(State.CREATING)}
-            transaction.append(procedure_id, EntryKind.STATE, Topic.STATE_CHANGE, payload)
+            execution = create_execution(transaction, spec)
+            procedure_id = execution.procedure_id
+            assert procedure_id is not None
             for topic, fields in record(execution) if record else ():
                 transaction.append(procedure_id, EntryKind.ACTION, topic, fields)
             # The first decision is always to get a runner: made here, it needs no commit of its own.

@@ -342,10 +342,7 @@ class EngineLoop:
     def _deliver(self, procedure_id: int, stop_seconds: float | None) -> None:
         """Tell a runner what it has not been told yet."""
         service, execution = self._services.get(procedure_id), self._store.find(procedure_id)
-        if service is None or execution is None:
-            self._clean_up(procedure_id)
-            return
-        if execution.is_finished:
+        if service is None or execution is None or execution.is_finished:
             self._clean_up(procedure_id)
             return
         if execution.status.grant and not service.grant_sent:

@@ -20,6 +20,7 @@ from oet_crds.errors import NotFoundError, UnavailableError
 from oet_crds.execution import ScriptExecution
 from oet_crds.ports import TimelineEntry
 from oet_crds.topics import EntryKind
+from oet_operator.core.locks import is_holding
 from oet_operator.local.database import (
     Database,
     Statement,
@@ -70,7 +71,7 @@ _Statements = list[Statement]
 
 def _is_active(execution: ScriptExecution) -> bool:
     """Tell whether an execution may hold or want a subarray: it is not finished, or its abort is still to be created."""
-    return not execution.is_finished or (execution.spec.stop.abort and execution.status.abort is None)
+    return not execution.is_finished or is_holding(execution)
 
 
 class Transaction:
