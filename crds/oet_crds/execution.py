@@ -312,6 +312,11 @@ class RunnerExit(Model):
 class RunnerStatus(Model):
     """What the runner saw. Written by the runner alone."""
 
+    claim: str | None = Field(
+        None,
+        max_length=64,
+        description="Random name of the one runner that serves the execution; present before any line of the script runs.",
+    )
     transitions: list[HistoryEntry] = Field(default_factory=list, description="States that it reached, oldest first.")
     exit: RunnerExit | None = Field(None, description="How the script ended; absent: it has not, or it is not known.")
     resolved_commit: str | None = Field(None, description="The commit that was fetched; absent: not from git.")

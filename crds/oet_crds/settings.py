@@ -17,6 +17,7 @@ from oet_crds.names import DEFAULT_NAMESPACE
 
 __all__ = [
     "EngineSettings",
+    "KubernetesSettings",
     "ServerSettings",
     "Settings",
     "SettingsError",
@@ -81,6 +82,12 @@ class ServerSettings(_Section):
         description="Time a client has to send its request.",
         json_schema_extra=_env("OET_REQUEST_TIMEOUT_SECONDS"),
     )
+    engine: str = Field(
+        "local",
+        pattern="^(local|kubernetes)$",
+        description="local: scripts run in child processes of the server; kubernetes: each in a Pod, started by the operator.",
+        json_schema_extra=_env("OET_ENGINE"),
+    )
     start_timeout_seconds: float = Field(
         10.0,
         gt=0,
@@ -96,7 +103,7 @@ class ServerSettings(_Section):
 
 
 class EngineSettings(_Section):
-    """Section `[engine]`: the embedded engine."""
+    """Section `[engine]`: the embedded engine. The limits hold for the operator on Kubernetes as well."""
 
     state_dir: str = Field(
         "",
@@ -143,11 +150,70 @@ class EngineSettings(_Section):
     )
 
 
+class KubernetesSettings(_Section):
+    """Section `[kubernetes]`: the operator, and the Pods that it makes."""
+
+    image: str = Field(
+        "",
+        description="OET's own image: what script Pods run in, and where others get the runner from.",
+        json_schema_extra=_env("OET_IMAGE"),
+    )
+    image_pull_policy: str = Field(
+        "IfNotPresent",
+        pattern="^(Always|IfNotPresent|Never)$",
+        description="When the images of script Pods are pulled.",
+        json_schema_extra=_env("OET_IMAGE_PULL_POLICY"),
+    )
+    service_account: str = Field(
+        "oet-runner",
+        min_length=1,
+        description="ServiceAccount of script Pods.",
+        json_schema_extra=_env("OET_RUNNER_SERVICE_ACCOUNT"),
+    )
+    pod_template_file: str = Field(
+        "",
+        description="JSON file with a Pod template that every script Pod gets, before its own podTemplate; empty: none.",
+        json_schema_extra=_env("OET_POD_TEMPLATE_FILE"),
+    )
+    pod_start_timeout_seconds: float = Field(
+        300.0,
+        gt=0,
+        description="How long a Pod may wait for a node or for its volumes before its execution FAILS.",
+        json_schema_extra=_env("OET_POD_START_TIMEOUT_SECONDS"),
+    )
+    image_pull_timeout_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="How long pulls of an image may fail before the execution FAILS. A pull that goes on is not limited.",
+        json_schema_extra=_env("OET_IMAGE_PULL_TIMEOUT_SECONDS"),
+    )
+    port: int = Field(
+        8080,
+        ge=0,
+        le=65535,
+        description="Port of the operator's /healthz, /readyz and /metrics.",
+        json_schema_extra=_env("OET_OPERATOR_PORT"),
+    )
+    resync_seconds: float = Field(
+        60.0,
+        gt=0,
+        description="Time between two comparisons of all that the operator knows with the API server.",
+        json_schema_extra=_env("OET_RESYNC_SECONDS"),
+    )
+    lease_seconds: float = Field(
+        10.0,
+        ge=2,
+        description="How long a leader that has died is still taken for alive: the operator's replicas take over then.",
+        json_schema_extra=_env("OET_LEASE_SECONDS"),
+    )
+
+
 class Settings(_Section):
     """All settings."""
 
     server: ServerSettings = Field(default_factory=ServerSettings)
     engine: EngineSettings = Field(default_factory=EngineSettings)
+    kubernetes: KubernetesSettings = Field(default_factory=KubernetesSettings)
 
 
 def parse_settings(text: str, origin: str, environ: Mapping[str, str]) -> Settings:

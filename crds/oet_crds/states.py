@@ -7,7 +7,16 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["ACTIVE_STATES", "FINAL_STATES", "TRANSITIONS", "DesiredState", "State", "is_allowed", "is_final"]
+__all__ = [
+    "ACTIVE_STATES",
+    "FINAL_STATES",
+    "TRANSITIONS",
+    "ConditionType",
+    "DesiredState",
+    "State",
+    "is_allowed",
+    "is_final",
+]
 
 
 class State(str, Enum):
@@ -48,6 +57,21 @@ class DesiredState(str, Enum):
     """Run `main` as soon as the script is prepared and its subarray is free."""
     STOPPED = "Stopped"
     """Stop it for certain. Final: there is no way back."""
+
+    __str__ = str.__str__
+
+
+class ConditionType(str, Enum):
+    """The conditions that OET sets."""
+
+    READY = "Ready"
+    """True once the script is prepared."""
+    STARTED = "Started"
+    """True once `main` was granted its start; False with the reason while it waits or was refused."""
+    STOPPING = "Stopping"
+    """True once the script is being stopped, with the reason."""
+    COMPLETE = "Complete"
+    """True when `main` returned; False when the execution ended in any other way."""
 
     __str__ = str.__str__
 

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from oet_crds.errors import InvalidTransitionError
 from oet_crds.execution import Grant, Metadata, ScriptExecution, ScriptExecutionSpec, ScriptExecutionStatus
 from oet_crds.ports import SpecChange
-from oet_operator.core.specs import validate_change
+from oet_crds.specs import validate_change
 
 CASES = yaml.safe_load(Path(__file__).with_name("spec_changes.yaml").read_text())
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -7,16 +7,25 @@ from typing import Any
 
 import pytest
 
-from oet_crds.execution import AbortStatus, FunctionArgs, HistoryEntry, RunnerStatus, StopOptions, WhenBusy
+from oet_crds.conditions import find_condition
+from oet_crds.execution import (
+    AbortStatus,
+    ExecutionArgs,
+    FunctionArgs,
+    HistoryEntry,
+    RunnerStatus,
+    StopOptions,
+    WhenBusy,
+)
 from oet_crds.reasons import Outcome, Reason
-from oet_crds.states import DesiredState, State
+from oet_crds.states import ConditionType, DesiredState, State
 from oet_operator.core.actions import CreateAbort, CreatePod, DeleteExecution, DeletePod, StopRunner
-from oet_operator.core.conditions import ConditionType, find_condition
 from oet_operator.core.decide import BACKSTOP_SECONDS
 from oet_operator.core.snapshot import Presence
 
 RUN, STOP = DesiredState.RUNNING, DesiredState.STOPPED
 THERE = [Presence.STARTING, Presence.ALIVE]
+REMOVABLE = [*THERE, Presence.PENDING, Presence.STUCK]
 FINAL = [State.COMPLETE, State.STOPPED, State.FAILED, State.UNKNOWN]
 
 
@@ -109,6 +118,12 @@ def test_stack_trace_is_kept(make: Any) -> None:
         pytest.param(
             Presence.GONE, STOP, Reason.ENGINE_LOST, State.STOPPED, Reason.STOP_REQUESTED, id="gone_when_stopped"
         ),
+        pytest.param(
+            Presence.STUCK, RUN, Reason.POD_REJECTED, State.FAILED, Reason.POD_REJECTED, id="stuck_with_reason"
+        ),
+        pytest.param(
+            Presence.STUCK, STOP, Reason.POD_REJECTED, State.STOPPED, Reason.STOP_REQUESTED, id="stuck_when_stopped"
+        ),
         pytest.param(Presence.LOST, RUN, None, State.UNKNOWN, Reason.NODE_LOST, id="lost"),
         pytest.param(
             Presence.LOST, STOP, Reason.ORPHAN_LEFT, State.UNKNOWN, Reason.ORPHAN_LEFT, id="lost_when_stopped"
@@ -121,7 +136,7 @@ def test_runner_that_is_gone_without_a_report_ends_the_execution(
     plan = make.decide(make.execution(State.RUNNING, desired_state=desired), presence, reason=reason)
     assert (plan.status.state, plan.status.reason) == (state, expected)
     assert plan.status.message
-    assert plan.actions == ()
+    assert plan.actions == ((DeletePod(10.0),) if presence is Presence.STUCK else ())
 
 
 @pytest.mark.parametrize("state", FINAL)
@@ -130,7 +145,7 @@ def test_final_state_never_changes(make: Any, state: State, presence: Presence) 
     execution = make.execution(State.READY, state=state, desired_state=RUN)
     plan = make.decide(execution, presence)
     assert plan.status is execution.status
-    assert plan.actions == ((DeletePod(10.0),) if presence in THERE else ())
+    assert plan.actions == ((DeletePod(10.0),) if presence in REMOVABLE else ())
 
 
 @pytest.mark.parametrize("presence", Presence)
@@ -138,7 +153,7 @@ def test_deleted_execution_takes_its_runner_along(make: Any, presence: Presence)
     execution = make.execution(State.RUNNING, deleted=True)
     plan = make.decide(execution, presence)
     assert plan.status is execution.status
-    assert plan.actions == ((DeletePod(10.0),) if presence in THERE else ())
+    assert plan.actions == ((DeletePod(10.0),) if presence in REMOVABLE else ())
 
 
 @pytest.mark.parametrize(
@@ -321,3 +336,52 @@ def test_subarray_stays_held_until_the_abort_has_taken_over(make: Any) -> None:
         update={"status": stopped.status.model_copy(update={"abort": AbortStatus(procedure_id=9)})}
     )
     assert make.decide(waiting, others=(taken,)).status.grant is not None
+
+
+def test_pod_that_cannot_start_yet_says_why_and_no_longer_than_that(make: Any) -> None:
+    waiting = {"reason": Reason.UNSCHEDULABLE, "message": "0/1 nodes are available"}
+    status = make.decide(make.execution(pod_name="x"), Presence.PENDING, **waiting).status
+    assert (status.state, status.reason, status.message) == (
+        State.CREATING,
+        Reason.UNSCHEDULABLE,
+        "0/1 nodes are available",
+    )
+    told = make.execution(pod_name="x", observed_generation=1, **waiting)
+    assert make.decide(told, Presence.PENDING, **waiting).status is told.status
+    status = make.decide(told, Presence.ALIVE).status
+    assert (status.reason, status.message) == (None, None)
+
+
+@pytest.mark.parametrize("fields", [{"desired_state": STOP}, {"active_deadline_seconds": 5}], ids=["user", "deadline"])
+def test_stop_removes_a_pod_in_which_nothing_ran_at_once(make: Any, fields: dict[str, Any]) -> None:
+    plan = make.decide(make.execution(pod_name="x", **fields), Presence.PENDING)
+    assert plan.status.state is State.CREATING
+    assert plan.actions[-1] == DeletePod(10.0)
+
+
+def test_spec_that_names_a_subarray_which_cannot_be_locked_fails_before_anything_runs(make: Any) -> None:
+    args = ExecutionArgs(init=FunctionArgs(kwargs={"subarray_id": "one"}))
+    plan = make.decide(make.execution(args=args), Presence.NONE)
+    assert (plan.status.state, plan.status.reason) == (State.FAILED, Reason.INVALID_SPEC)
+    assert plan.actions == ()
+
+
+def test_start_with_arguments_that_cannot_be_locked_is_not_granted(make: Any) -> None:
+    args = ExecutionArgs(main=FunctionArgs(kwargs={"subarray_id": 2}))
+    ready = make.execution(State.READY, args=args, subarray=1, desired_state=DesiredState.RUNNING)
+    plan = make.decide(ready, Presence.ALIVE)
+    assert (plan.status.grant, plan.status.reason) == (None, Reason.INVALID_SPEC)
+    assert "differs from subarray 1" in (plan.status.message or "")
+    again = make.decide(ready.model_copy(update={"status": plan.status}), Presence.ALIVE)
+    assert again.status is plan.status
+
+
+def test_unasked_stop_is_told_with_the_reason_that_was_observed(make: Any) -> None:
+    execution = _with_exit(make, State.RUNNING, make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED), desired_state=RUN)
+    observed = {"reason": Reason.POD_DELETED, "message": "somebody deleted the Pod"}
+    status = make.decide(execution, Presence.ALIVE, **observed).status
+    assert (status.state, status.reason, status.message) == (
+        State.FAILED,
+        Reason.POD_DELETED,
+        "somebody deleted the Pod",
+    )

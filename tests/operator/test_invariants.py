@@ -30,12 +30,12 @@ from oet_crds.execution import (
 )
 from oet_crds.ports import SpecChange
 from oet_crds.reasons import Outcome, Reason
+from oet_crds.specs import compute_subarray, validate_change
 from oet_crds.states import DesiredState, State, is_allowed, is_final
 from oet_operator.core.actions import CreateAbort, CreatePod, DeletePod, StopRunner
 from oet_operator.core.decide import decide
 from oet_operator.core.locks import build_lock_table
 from oet_operator.core.snapshot import Presence, RunnerObservation, Snapshot
-from oet_operator.core.specs import compute_subarray, validate_change
 
 SOURCE = ScriptSource(inline=InlineScript(source="def main(): pass"))
 PREPARATION = [State.IDLE, State.LOADING, State.IDLE, State.READY]

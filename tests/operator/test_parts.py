@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from oet_crds.conditions import find_condition, with_condition
 from oet_crds.errors import InvalidTransitionError
 from oet_crds.execution import (
     HISTORY_LIMIT,
@@ -19,14 +20,13 @@ from oet_crds.execution import (
     StopOptions,
     WhenBusy,
 )
+from oet_crds.history import count_merged, with_runner_transitions
 from oet_crds.ports import SpecChange
-from oet_crds.states import DesiredState, State
+from oet_crds.specs import compute_subarray, validate_change, validate_subarray
+from oet_crds.states import ConditionType, DesiredState, State
 from oet_crds.subarrays import parse_subarray
-from oet_operator.core.conditions import ConditionType, find_condition, with_condition
-from oet_operator.core.history import count_merged, with_runner_transitions
 from oet_operator.core.locks import LockTable, build_lock_table
 from oet_operator.core.names import MAX_NAME_LENGTH, build_pod_name
-from oet_operator.core.specs import compute_subarray, validate_change, validate_subarray
 
 
 @pytest.mark.parametrize(

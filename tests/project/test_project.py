@@ -25,7 +25,7 @@ PACKAGES = ["api/oet_api", "cli/oet_cli", "lib/oet", "operator/oet_operator", "r
 TRAVELLING = """
 import importlib, pkgutil
 import oet, oet_runner
-for name in ("states", "reasons", "topics", "names", "mailbox"):
+for name in ("states", "reasons", "topics", "names", "mailbox", "container_log"):
     importlib.import_module("oet_crds." + name)
 for package in (oet, oet_runner):
     for module in pkgutil.iter_modules(package.__path__):

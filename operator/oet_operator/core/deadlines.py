@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
+from oet_crds.conditions import find_condition
 from oet_crds.execution import ScriptExecution, ScriptExecutionStatus
 from oet_crds.reasons import Reason
-from oet_crds.states import State
-from oet_operator.core.conditions import ConditionType, find_condition
+from oet_crds.states import ConditionType, State
 
 __all__ = ["Deadline", "compute_deadlines"]
 

@@ -6,27 +6,27 @@ Deciding again after a plan's status was stored gives nothing new but actions th
 
 from __future__ import annotations
 
-from datetime import datetime, timedelta
+from datetime import timedelta
 
+from oet_crds.conditions import find_condition, with_condition
+from oet_crds.ends import describe_deadline, find_deadline, with_final, with_reported_end
 from oet_crds.execution import Grant, Refusal, ScriptExecution, ScriptExecutionStatus, WhenBusy
-from oet_crds.mailbox import MAX_STACKTRACE_CHARS
-from oet_crds.reasons import Outcome, Reason
-from oet_crds.states import DesiredState, State
+from oet_crds.history import with_runner_transitions
+from oet_crds.reasons import Reason
+from oet_crds.specs import compute_subarray, validate_subarray
+from oet_crds.states import ConditionType, DesiredState, State
 from oet_operator.core.actions import Action, CreateAbort, CreatePod, DeleteExecution, DeletePod, Plan, StopRunner
-from oet_operator.core.conditions import ConditionType, find_condition, with_condition
 from oet_operator.core.deadlines import Deadline, compute_deadlines
-from oet_operator.core.history import with_runner_transitions, with_state
 from oet_operator.core.locks import is_abort_due, wants_grant
 from oet_operator.core.names import build_pod_name
-from oet_operator.core.snapshot import Presence, Snapshot
-from oet_operator.core.specs import compute_subarray
+from oet_operator.core.snapshot import Presence, RunnerObservation, Snapshot
 
 __all__ = ["BACKSTOP_SECONDS", "decide"]
 
 BACKSTOP_SECONDS = 5.0
 """A runner that has not reported the end this long after the grace period is removed by force: it needs 30 ms for it."""
 
-_FINAL_STATE = {Outcome.COMPLETE: State.COMPLETE, Outcome.STOPPED: State.STOPPED, Outcome.FAILED: State.FAILED}
+_REMOVABLE = (Presence.PENDING, Presence.STUCK, Presence.STARTING, Presence.ALIVE)
 
 
 def decide(snapshot: Snapshot) -> Plan:
@@ -44,13 +44,13 @@ def decide(snapshot: Snapshot) -> Plan:
     status = _with_generation(status, execution.metadata.generation)
     ended = _with_end(snapshot, status)
     if ended is not None:
-        return _plan_finished(snapshot, _with_final_conditions(ended, snapshot.now))
+        return _plan_finished(snapshot, ended)
     deadlines = compute_deadlines(execution, status)
     passed = next((deadline.reason for deadline in deadlines if deadline.at <= snapshot.now), None)
     if execution.spec.desired_state is DesiredState.STOPPED:
         return _plan_stop(snapshot, status, Reason.STOP_REQUESTED)
     # What OET began to stop for a deadline it stops for that one, whatever passes next.
-    if reason := _find_stop_reason(status) or passed:
+    if reason := find_deadline(status) or passed:
         return _plan_stop(snapshot, status, reason)
     return _plan_progress(snapshot, status, deadlines)
 
@@ -64,7 +64,7 @@ def _plan_deletion(snapshot: Snapshot) -> Plan:
 
 
 def _remove_runner(snapshot: Snapshot) -> tuple[Action, ...]:
-    if snapshot.runner.presence in (Presence.STARTING, Presence.ALIVE):
+    if snapshot.runner.presence in _REMOVABLE:
         return (DeletePod(snapshot.execution.spec.stop.grace_period_seconds),)
     return ()
 
@@ -95,52 +95,21 @@ def _with_end(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecut
     """Return the status in its final state, None while the execution is not over."""
     end = status.runner.exit if status.runner else None
     if end is not None:
-        return _with_reported_end(snapshot, status)
+        unasked = (snapshot.runner.reason, snapshot.runner.message) if snapshot.runner.reason else None
+        return with_reported_end(status, snapshot.execution.spec.desired_state, unasked)
     runner, wants_stop = snapshot.runner, snapshot.execution.spec.desired_state is DesiredState.STOPPED
     if runner.presence is Presence.LOST:
         message = runner.message or "the runner cannot be reached; what the script does is not known"
-        return _with_final(status, State.UNKNOWN, runner.reason or Reason.NODE_LOST, message, snapshot.now)
-    if runner.presence is Presence.GONE or (runner.presence is Presence.NONE and wants_stop and not status.pod_name):
+        return with_final(status, State.UNKNOWN, runner.reason or Reason.NODE_LOST, message, snapshot.now)
+    is_gone = runner.presence in (Presence.GONE, Presence.STUCK)
+    if is_gone or (runner.presence is Presence.NONE and wants_stop and not status.pod_name):
         if wants_stop:
-            return _with_final(status, State.STOPPED, Reason.STOP_REQUESTED, "stopped on request", snapshot.now)
-        if stopping := _find_stop_reason(status):
-            return _with_final(status, State.FAILED, stopping, _describe(stopping), snapshot.now)
+            return with_final(status, State.STOPPED, Reason.STOP_REQUESTED, "stopped on request", snapshot.now)
+        if stopping := find_deadline(status):
+            return with_final(status, State.FAILED, stopping, describe_deadline(stopping), snapshot.now)
         message = runner.message or "the runner ended without a report"
-        return _with_final(status, State.FAILED, runner.reason or Reason.RUNNER_LOST, message, snapshot.now)
+        return with_final(status, State.FAILED, runner.reason or Reason.RUNNER_LOST, message, snapshot.now)
     return None
-
-
-def _with_reported_end(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus:
-    """Return the status in the final state that the runner's report of the end means."""
-    assert status.runner is not None
-    end = status.runner.exit
-    assert end is not None
-    state, reason, message = _FINAL_STATE[end.outcome], end.reason, end.message
-    stopping = _find_stop_reason(status)
-    is_unasked = snapshot.execution.spec.desired_state is not DesiredState.STOPPED
-    if state is State.STOPPED and is_unasked and stopping:
-        state, reason, message = State.FAILED, stopping, _describe(stopping)
-    elif state is State.STOPPED and is_unasked and reason is not Reason.ENGINE_SHUTDOWN:
-        # A signal to the supervisor, from the script itself or from somebody at a shell.
-        state, reason = State.FAILED, Reason.RUNNER_LOST
-        message = "the script's supervisor was told to stop by a signal that OET did not send; the script was stopped"
-    elif state is State.COMPLETE and status.state is not State.READY:
-        # `main` returned, says the runner, yet it never reported that: what happened between is not known.
-        state, message = State.UNKNOWN, f"the runner reports the end of main, but was last seen {status.state}"
-    if end.stacktrace:
-        status = status.model_copy(update={"stacktrace": end.stacktrace[-MAX_STACKTRACE_CHARS:]})
-    return _with_final(status, state, reason, message, end.time)
-
-
-def _with_final(
-    status: ScriptExecutionStatus, state: State, reason: Reason, message: str, when: datetime
-) -> ScriptExecutionStatus:
-    return with_state(status, state, when).model_copy(update={"reason": reason, "message": message})
-
-
-def _with_final_conditions(status: ScriptExecutionStatus, now: datetime) -> ScriptExecutionStatus:
-    is_complete = status.state is State.COMPLETE
-    return with_condition(status, ConditionType.COMPLETE, is_complete, status.reason or status.state, now)
 
 
 def _with_generation(status: ScriptExecutionStatus, generation: int) -> ScriptExecutionStatus:
@@ -152,27 +121,13 @@ def _with_generation(status: ScriptExecutionStatus, generation: int) -> ScriptEx
 # ---- the stop ----------------------------------------------------------------------------------------------------------
 
 
-def _find_stop_reason(status: ScriptExecutionStatus) -> Reason | None:
-    """Return the deadline for which OET stops the script, None when it does not."""
-    condition = find_condition(status, ConditionType.STOPPING)
-    if condition is None or condition.reason == Reason.STOP_REQUESTED:
-        return None
-    return Reason(condition.reason)
-
-
-def _describe(reason: Reason) -> str:
-    if reason is Reason.READY_TIMEOUT:
-        return "not READY within readyTimeoutSeconds; the script was stopped"
-    return "still active after activeDeadlineSeconds; the script was stopped"
-
-
 def _plan_stop(snapshot: Snapshot, status: ScriptExecutionStatus, reason: Reason) -> Plan:
     """Stop the script: the runner sees a user's stop by itself; a deadline's it must be told."""
     grace = snapshot.execution.spec.stop.grace_period_seconds
     by_user = reason is Reason.STOP_REQUESTED
     if not by_user and snapshot.runner.presence is Presence.NONE and not status.pod_name:
-        ended = _with_final(status, State.FAILED, reason, _describe(reason), snapshot.now)
-        return Plan(_with_final_conditions(ended, snapshot.now))
+        ended = with_final(status, State.FAILED, reason, describe_deadline(reason), snapshot.now)
+        return Plan(ended)
     status = with_condition(status, ConditionType.STOPPING, True, reason, snapshot.now)
     condition = find_condition(status, ConditionType.STOPPING)
     assert condition is not None
@@ -182,6 +137,8 @@ def _plan_stop(snapshot: Snapshot, status: ScriptExecutionStatus, reason: Reason
     if snapshot.runner.presence is Presence.NONE:
         # Its runner may be on its way: once it is seen it is stopped like any other.
         return Plan(status, (CreatePod(), *actions), max(left, BACKSTOP_SECONDS))
+    if snapshot.runner.presence is Presence.PENDING:
+        return Plan(status, (*actions, DeletePod(grace)), max(left, BACKSTOP_SECONDS))
     if left <= 0:
         return Plan(status, (*actions, DeletePod(0.0)), BACKSTOP_SECONDS)
     return Plan(status, actions, left)
@@ -196,9 +153,12 @@ def _plan_progress(snapshot: Snapshot, status: ScriptExecutionStatus, deadlines:
     actions: tuple[Action, ...] = ()
     if snapshot.runner.presence is Presence.NONE:
         if status.pod_name is None:
+            if problem := validate_subarray(execution.spec):
+                return Plan(with_final(status, State.FAILED, Reason.INVALID_SPEC, problem, snapshot.now))
             name = build_pod_name(execution.metadata.name, execution.uid)
             status = status.model_copy(update={"pod_name": name})
         actions = (CreatePod(),)
+    status = _with_wait_for_runner(status, snapshot.runner)
     if wants_grant(execution.model_copy(update={"status": status})):
         status = _with_grant_or_wait(snapshot, status)
     if status.state is State.READY:
@@ -207,9 +167,25 @@ def _plan_progress(snapshot: Snapshot, status: ScriptExecutionStatus, deadlines:
     return Plan(status, actions, None if next_at is None else (next_at - snapshot.now).total_seconds())
 
 
+def _with_wait_for_runner(status: ScriptExecutionStatus, runner: RunnerObservation) -> ScriptExecutionStatus:
+    """Say what keeps the runner from starting, and no longer than it does."""
+    if status.reason in (Reason.SUBARRAY_BUSY, Reason.INVALID_SPEC):
+        return status  # What a start waits for.
+    is_waiting = status.state is State.CREATING and runner.reason is not None
+    wanted = (runner.reason, runner.message) if is_waiting else (None, None)
+    if (status.reason, status.message) == wanted:
+        return status
+    return status.model_copy(update={"reason": wanted[0], "message": wanted[1]})
+
+
 def _with_grant_or_wait(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus:
     """Grant the start if the subarray is free and nobody waits before; else wait, or refuse."""
     execution, now = snapshot.execution, snapshot.now
+    if problem := validate_subarray(execution.spec):
+        # Arguments of main came with the start: what they name would not be locked.
+        if (status.reason, status.message) != (Reason.INVALID_SPEC, problem):
+            status = status.model_copy(update={"reason": Reason.INVALID_SPEC, "message": problem})
+        return with_condition(status, ConditionType.STARTED, False, Reason.INVALID_SPEC, now)
     subarray = compute_subarray(execution.spec)
     if subarray is not None:
         holder = snapshot.locks.find_holder(subarray, execution.uid)

@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
 from oet_crds.execution import ScriptExecution, WhenBusy
+from oet_crds.specs import compute_subarray
 from oet_crds.states import DesiredState, State
-from oet_operator.core.specs import compute_subarray
 
 __all__ = ["LockTable", "build_lock_table", "is_abort_due", "is_holding", "wants_grant"]
 

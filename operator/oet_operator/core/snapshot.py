@@ -18,6 +18,10 @@ class Presence(Enum):
 
     NONE = "none"
     """Never created, or not seen yet."""
+    PENDING = "pending"
+    """Created; nothing of the script ever ran in it, and nothing will unless this execution's status allows it then."""
+    STUCK = "stuck"
+    """Refused, or created in vain: nothing of the script ever ran, nor will."""
     STARTING = "starting"
     """Created; it has not reported anything yet."""
     ALIVE = "alive"
@@ -34,7 +38,7 @@ class RunnerObservation:
 
     Attributes:
         presence: Whether it is there.
-        reason: Why it is gone or lost; None when the shell does not know.
+        reason: Why it is gone, lost, stuck or still pending, or is being ended; None when the shell does not know.
         message: The same in words; may be empty.
     """
 

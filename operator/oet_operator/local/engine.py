@@ -17,10 +17,10 @@ from oet_crds.errors import ConflictError, OverloadedError, UnavailableError
 from oet_crds.execution import ScriptExecution, ScriptExecutionSpec
 from oet_crds.ports import Health, Record, SpecChange, TimelineEntry
 from oet_crds.settings import EngineSettings
+from oet_crds.specs import validate_change
 from oet_crds.states import DesiredState
 from oet_crds.topics import EntryKind
 from oet_operator.core.snapshot import Presence, RunnerObservation
-from oet_operator.core.specs import validate_change
 from oet_operator.local.applier import Effects, Observed, apply_decision, create_execution
 from oet_operator.local.database import Database
 from oet_operator.local.loop import EngineLoop

@@ -3,24 +3,11 @@
 from __future__ import annotations
 
 from datetime import datetime
-from enum import StrEnum
 
 from oet_crds.execution import Condition, ScriptExecutionStatus
+from oet_crds.states import ConditionType
 
-__all__ = ["ConditionType", "find_condition", "with_condition"]
-
-
-class ConditionType(StrEnum):
-    """The conditions that OET sets."""
-
-    READY = "Ready"
-    """True once the script is prepared."""
-    STARTED = "Started"
-    """True once `main` was granted its start; False with the reason while it waits or was refused."""
-    STOPPING = "Stopping"
-    """True once the script is being stopped, with the reason."""
-    COMPLETE = "Complete"
-    """True when `main` returned; False when the execution ended in any other way."""
+__all__ = ["find_condition", "with_condition"]
 
 
 def find_condition(status: ScriptExecutionStatus, type_: ConditionType) -> Condition | None:

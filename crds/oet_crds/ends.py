@@ -1,0 +1,90 @@
+"""What the end that a runner reports means for an execution's status. Pure."""
+
+from __future__ import annotations
+
+from datetime import datetime
+
+from oet_crds.conditions import find_condition, with_condition
+from oet_crds.execution import RunnerExit, ScriptExecution, ScriptExecutionStatus
+from oet_crds.history import with_runner_transitions, with_state
+from oet_crds.mailbox import MAX_STACKTRACE_CHARS
+from oet_crds.reasons import Outcome, Reason
+from oet_crds.states import ConditionType, DesiredState, State
+
+__all__ = ["describe_deadline", "find_deadline", "with_final", "with_reported_end", "with_runner_news"]
+
+_FINAL_STATE = {Outcome.COMPLETE: State.COMPLETE, Outcome.STOPPED: State.STOPPED, Outcome.FAILED: State.FAILED}
+
+_SIGNALLED = "the script's supervisor was told to stop by a signal that OET did not send; the script was stopped"
+
+
+def find_deadline(status: ScriptExecutionStatus) -> Reason | None:
+    """Return the deadline for which OET stops the script, None when it does not."""
+    condition = find_condition(status, ConditionType.STOPPING)
+    if condition is None or condition.reason == Reason.STOP_REQUESTED:
+        return None
+    return Reason(condition.reason)
+
+
+def describe_deadline(reason: Reason) -> str:
+    """Return the message of an execution that was stopped for a deadline."""
+    if reason is Reason.READY_TIMEOUT:
+        return "not READY within readyTimeoutSeconds; the script was stopped"
+    return "still active after activeDeadlineSeconds; the script was stopped"
+
+
+def with_final(
+    status: ScriptExecutionStatus, state: State, reason: Reason, message: str, when: datetime
+) -> ScriptExecutionStatus:
+    """Return the status in a final state, with the reason in a word and in words, and the condition that tells it."""
+    status = with_state(status, state, when).model_copy(update={"reason": reason, "message": message})
+    return with_condition(status, ConditionType.COMPLETE, state is State.COMPLETE, reason, when)
+
+
+def with_reported_end(
+    status: ScriptExecutionStatus, desired: DesiredState, unasked: tuple[Reason, str] | None = None
+) -> ScriptExecutionStatus:
+    """Return the status in the final state that the runner's report of the end means.
+
+    Args:
+        status: With the runner's transitions in its history, and its report of the end.
+        desired: What the user wants.
+        unasked: Why the runner was told to stop when neither a user nor OET asked for it; None: by a signal.
+    """
+    assert status.runner is not None
+    end = status.runner.exit
+    assert end is not None
+    state, reason, message = _FINAL_STATE[end.outcome], end.reason, end.message
+    deadline = find_deadline(status)
+    is_unasked = desired is not DesiredState.STOPPED
+    if state is State.STOPPED and is_unasked and deadline:
+        state, reason, message = State.FAILED, deadline, describe_deadline(deadline)
+    elif state is State.STOPPED and is_unasked and reason is not Reason.ENGINE_SHUTDOWN:
+        # A signal to the supervisor: from the script itself, from somebody at a shell, or from a Pod's deletion.
+        state = State.FAILED
+        reason, message = unasked or (Reason.RUNNER_LOST, _SIGNALLED)
+    elif state is State.COMPLETE and status.state is not State.READY:
+        # `main` returned, says the runner, yet it never reported that: what happened between is not known.
+        state, message = State.UNKNOWN, f"the runner reports the end of main, but was last seen {status.state}"
+    if end.stacktrace:
+        status = status.model_copy(update={"stacktrace": end.stacktrace[-MAX_STACKTRACE_CHARS:]})
+    return with_final(status, state, reason, message, end.time)
+
+
+def with_runner_news(execution: ScriptExecution) -> ScriptExecution:
+    """Return the execution as what its runner reported makes it, before the operator has copied that; the same if nothing does.
+
+    What the runner saw is true from the moment it is stored. So readers know of a READY, a RUNNING or a STOPPED without waiting
+    for the operator, and also while there is none. An end for which the reason is the operator's to find is left to it.
+    """
+    if execution.is_finished or execution.status.runner is None or not execution.status.history:
+        return execution
+    status = with_runner_transitions(execution.status)
+    end = execution.status.runner.exit
+    if end is not None and _is_plain(end, execution):
+        status = with_reported_end(status, execution.spec.desired_state)
+    return execution if status is execution.status else execution.model_copy(update={"status": status})
+
+
+def _is_plain(end: RunnerExit, execution: ScriptExecution) -> bool:
+    return end.outcome is not Outcome.STOPPED or execution.spec.desired_state is DesiredState.STOPPED

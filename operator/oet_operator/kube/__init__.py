@@ -1,0 +1,1 @@
+"""The Kubernetes shell: watches executions and their Pods, lets the core decide, and applies what it decides."""
