@@ -1,4 +1,4 @@
-"""Compose the runner: `python -m oet_runner --mailbox-in FD --mailbox-out FD` (equal numbers: a socket)."""
+"""Compose the runner: `python -m oet_runner --mailbox-in FD --mailbox-out FD` (equal numbers: a socket), or `--kube`."""
 
 from __future__ import annotations
 
@@ -8,12 +8,18 @@ import signal
 import sys
 
 from oet_runner.channels import fork_child
-from oet_runner.family import Family, become_subreaper
+from oet_runner.family import Family, become_subreaper, hide_process
 from oet_runner.mailbox import PipeMailbox
 from oet_runner.memory import observe_oom_kills
 from oet_runner.supervisor import Supervisor, catch_signals
 
-_USAGE = "usage: python -m oet_runner --mailbox-in FD --mailbox-out FD"
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Callable
+
+    from oet_runner.mailbox import Mailbox
+
+_USAGE = "usage: python -m oet_runner --mailbox-in FD --mailbox-out FD | --kube"
 
 
 def parse_arguments(arguments: list[str]) -> tuple[int, int]:
@@ -36,11 +42,43 @@ def _set_up_process() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
+def _choose_mailbox(arguments: list[str]) -> Callable[[], Mailbox]:
+    """Return what makes the mailbox once the child was forked: a process that has threads must not fork.
+
+    Raises:
+        ValueError: The arguments or the environment are wrong.
+        OSError: A file descriptor is not open.
+    """
+    if arguments != ["--kube"]:
+        mailbox = PipeMailbox(*parse_arguments(arguments))
+        return lambda: mailbox
+    from oet_runner.kube_client import observe_api_server  # The local engine's runners have no use for these.
+    from oet_runner.kube_mailbox import KubeMailbox
+
+    server = observe_api_server(os.environ)
+
+    def _start() -> Mailbox:
+        kube_mailbox = KubeMailbox(server)
+        kube_mailbox.start()
+        hide_process()  # The script runs as the same user.
+        os.set_blocking(2, False)  # A container's log that nobody reads must not hold the supervisor up.
+        return kube_mailbox
+
+    return _start
+
+
+def _flush_errors() -> None:
+    try:
+        sys.stderr.flush()
+    except OSError:
+        return  # Nobody reads them.
+
+
 def main() -> int:
     """Run as supervisor until the script has ended; return the exit status."""
     _set_up_process()
     try:
-        mailbox = PipeMailbox(*parse_arguments(sys.argv[1:]))
+        start_mailbox = _choose_mailbox(sys.argv[1:])
     except (ValueError, OSError) as error:
         print(f"oet_runner: {error}; {_USAGE}", file=sys.stderr)
         return 2
@@ -48,6 +86,7 @@ def main() -> int:
     gc.collect()
     gc.freeze()  # What both processes share stays shared: a collection in one would copy the pages.
     channels = fork_child()
+    mailbox = start_mailbox()
     wakeup_fd = catch_signals()
     Supervisor(mailbox, channels, Family(channels.child_pid), wakeup_fd, observe_oom_kills).run()
     return 0
@@ -55,5 +94,5 @@ def main() -> int:
 
 if __name__ == "__main__":
     _status = main()
-    sys.stderr.flush()
+    _flush_errors()
     os._exit(_status)  # Nothing is left to tidy up; the interpreter's own end costs a millisecond.

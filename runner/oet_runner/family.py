@@ -11,11 +11,20 @@ import os
 import signal
 import time
 
-__all__ = ["Family", "Process", "become_subreaper", "compute_descendants", "parse_stat", "set_parent_death_signal"]
+__all__ = [
+    "Family",
+    "Process",
+    "become_subreaper",
+    "compute_descendants",
+    "hide_process",
+    "parse_stat",
+    "set_parent_death_signal",
+]
 
 _PR_SET_PDEATHSIG = 1
+_PR_SET_DUMPABLE = 4
 _PR_SET_CHILD_SUBREAPER = 36
-"""Both from linux/prctl.h."""
+"""All from linux/prctl.h."""
 
 _WALL = 0x40000000
 """__WALL of linux/wait.h: wait for children of every kind, also those made by clone(2) without SIGCHLD."""
@@ -44,6 +53,14 @@ def become_subreaper() -> None:
 def set_parent_death_signal() -> None:
     """Have the kernel kill this process when its parent dies. Raises OSError where the kernel refuses."""
     _prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def hide_process() -> None:
+    """Keep other processes of the same user from tracing this one and from reading its memory and environment.
+
+    Children that it has already are not touched by that. Raises OSError where the kernel refuses.
+    """
+    _prctl(_PR_SET_DUMPABLE, 0)
 
 
 _THREADS_FIELD = 17

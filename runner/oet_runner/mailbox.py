@@ -84,9 +84,11 @@ class Mailbox(Protocol):
 
     Attributes:
         desired: What was asked for so far.
+        sends_states_apart: States go another way than printed lines and messages, and need not wait behind them.
     """
 
     desired: Desired
+    sends_states_apart: bool
 
     def watch(self, poller: Poller) -> None:
         """Register at `poller` what this mailbox waits for now."""
@@ -102,6 +104,9 @@ class Mailbox(Protocol):
 
     def has_unsent(self) -> bool:
         """Tell whether something is still queued."""
+
+    def is_stuck(self, now: float) -> bool:
+        """Tell whether printed lines have not moved for so long that the exit must not wait for them any more."""
 
 
 class Outbox:
@@ -137,6 +142,8 @@ class Outbox:
 
 class PipeMailbox:
     """A mailbox of JSON lines on two inherited file descriptors, or on one socket."""
+
+    sends_states_apart = False
 
     def __init__(self, fd_in: int, fd_out: int) -> None:
         """Take the file descriptors over.
@@ -204,3 +211,7 @@ class PipeMailbox:
     def has_unsent(self) -> bool:
         """Tell whether something is still queued."""
         return len(self._outbox) > 0
+
+    def is_stuck(self, now: float) -> bool:
+        """Tell that the exit always waits its turn: all goes the same way."""
+        return False

@@ -36,13 +36,23 @@ def encode(value: object) -> bytes:
 class Spool:
     """Entries that were seen and not sent yet, in order."""
 
-    __slots__ = ("_dropped", "_entries", "_is_dropping", "_limit_bytes", "_message_bytes", "_number", "_size")
+    __slots__ = (
+        "_dropped",
+        "_entries",
+        "_is_dropping",
+        "_limit_bytes",
+        "_message_bytes",
+        "_number",
+        "_size",
+        "_states",
+    )
 
     def __init__(self, limit_bytes: int = LOG_LIMIT_BYTES) -> None:
         self._limit_bytes = limit_bytes
-        self._entries: deque[tuple[bytes, bool]] = deque()
+        self._entries: deque[tuple[bytes, EntryKind]] = deque()
         self._size = 0
         self._message_bytes = 0
+        self._states = 0
         self._number = 0
         self._dropped = 0
         self._is_dropping = False
@@ -71,18 +81,22 @@ class Spool:
         self._number += 1
         return self._number
 
-    def _append(self, entry: dict[str, Any], *, is_message: bool = False) -> None:
-        self._push(encode(entry), is_message=is_message)
+    def _append(self, entry: dict[str, Any]) -> None:
+        self._push(encode(entry), entry["k"])
 
-    def _push(self, data: bytes, *, is_message: bool) -> None:
-        self._entries.append((data, is_message))
-        self._size += len(data) + ENTRY_OVERHEAD_BYTES
-        self._message_bytes += len(data) if is_message else 0
+    def _push(self, data: bytes, kind: EntryKind) -> None:
+        self._entries.append((data, kind))
+        self._count(data, kind, 1)
+
+    def _count(self, data: bytes, kind: EntryKind, sign: int) -> None:
+        self._size += sign * (len(data) + ENTRY_OVERHEAD_BYTES)
+        self._message_bytes += sign * len(data) if kind is EntryKind.MESSAGE else 0
+        self._states += sign if kind is EntryKind.STATE else 0
 
     def add(self, kind: EntryKind, fields: dict[str, Any], now: float) -> None:
         """Add a state or a message. `now` is in seconds since the epoch."""
         number = self.take_number(now)
-        self._append({"n": number, "t": now, "k": kind, **fields}, is_message=kind is EntryKind.MESSAGE)
+        self._append({"n": number, "t": now, "k": kind, **fields})
 
     def add_lines(self, stream: str, lines: list[bytes], now: float) -> None:
         """Add printed lines, or count them where too much waits already. `now` is in seconds since the epoch."""
@@ -95,16 +109,25 @@ class Spool:
                 return
             text = encode_basestring(line.decode("utf-8", "replace"))
             head = f'{{"n":{self.take_number(now)},"t":{now!r},"k":"{EntryKind.LOG}","stream":"{stream}","line":'
-            self._push(f"{head}{text}}}".encode(), is_message=False)
+            self._push(f"{head}{text}}}".encode(), EntryKind.LOG)
 
     def take_batch(self) -> bytes:
         """Remove and return entries for one report, joined by commas; empty when there are none."""
         batch: list[bytes] = []
         size = 0
         while self._entries and (not batch or size + len(self._entries[0][0]) <= BATCH_LIMIT_BYTES):
-            data, is_message = self._entries.popleft()
+            data, kind = self._entries.popleft()
             batch.append(data)
             size += len(data)
-            self._message_bytes -= len(data) if is_message else 0
-        self._size -= size + len(batch) * ENTRY_OVERHEAD_BYTES
+            self._count(data, kind, -1)
         return b",".join(batch)
+
+    def take_states(self) -> bytes:
+        """Remove and return the states alone, joined by commas; empty when there are none. The rest keeps its order."""
+        if not self._states:
+            return b""
+        states = [data for data, kind in self._entries if kind is EntryKind.STATE]
+        self._entries = deque(entry for entry in self._entries if entry[1] is not EntryKind.STATE)
+        for data in states:
+            self._count(data, EntryKind.STATE, -1)
+        return b",".join(states)

@@ -43,6 +43,9 @@ KILL_BURST_SECONDS = 0.05
 STUBBORN_SECONDS = 30.0
 """After so long the log says that something cannot be ended. It is tried on, for ever: nothing false is reported."""
 
+STUCK_POLL_SECONDS = 1.0
+"""How often it is asked whether the exit should wait on for printed lines that do not move."""
+
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
@@ -142,9 +145,14 @@ class Supervisor:
             self._mailbox.send(encode({"kind": MailKind.HELLO, "pid": self._family.child_pid, "python": version}))
         if self._listener.hold_until > time.monotonic():
             return
+        if self._mailbox.sends_states_apart:
+            self._send_entries(self._spool.take_states())
         while self._spool and not self._mailbox.has_unsent():
-            batch = self._spool.take_batch()
-            self._mailbox.send(b'{"kind":"%s","entries":[%s]}' % (MailKind.REPORT.encode(), batch))
+            self._send_entries(self._spool.take_batch())
+
+    def _send_entries(self, entries: bytes) -> None:
+        if entries:
+            self._mailbox.send(b'{"kind":"%s","entries":[%s]}' % (MailKind.REPORT.encode(), entries))
 
     # ---- the course of things ------------------------------------------------------------------------------------
 
@@ -217,15 +225,16 @@ class Supervisor:
         self._listener.hold_until = 0.0
         has_verdict = self._is_assigned or (self._is_stopping and not desired.is_abandoned)
         exit_mail = self._build_exit() if has_verdict else None
+        self._poller = Poller()  # Of what was waited for so far, nothing matters any more.
         while not desired.is_abandoned:
             self._send_report()
-            if exit_mail is not None and not self._spool:
+            if exit_mail is not None and (not self._spool or self._mailbox.is_stuck(time.monotonic())):
                 self._mailbox.send(exit_mail)
                 exit_mail = None
-            if exit_mail is None and not self._mailbox.has_unsent():
+            if exit_mail is None and not self._spool and not self._mailbox.has_unsent():
                 return
             self._mailbox.watch(self._poller)
-            self._poller.wait(None)
+            self._poller.wait(STUCK_POLL_SECONDS if exit_mail is not None else None)
             self._mailbox.receive(time.monotonic())
 
     def _build_exit(self) -> bytes:

@@ -181,9 +181,15 @@ def runner(start_runner):
 
 
 @pytest.fixture(params=["running", "3.8", "3.13"])
-def any_runner(request, start_runner):
-    """A runner under the Python of the tests and under the oldest and newest that are there."""
+def any_python(request):
+    """The Python of the tests, and the oldest and newest that are there."""
     python = sys.executable if request.param == "running" else find_python(request.param)
     if python is None:
         pytest.skip(f"no Python {request.param} here")
-    return start_runner(python=python)
+    return python
+
+
+@pytest.fixture
+def any_runner(any_python, start_runner):
+    """A runner under each of these."""
+    return start_runner(python=any_python)
