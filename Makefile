@@ -1,7 +1,7 @@
 # The project's user interface: `make help` lists what it can do. One line each; logic lives in tools/.
 SHELL := /bin/bash -o pipefail
 .DEFAULT_GOAL := help
-.PHONY: help setup rest demo test lint fmt generate verify bench clean cluster-up cluster-down cluster-status
+.PHONY: help setup rest demo test lint fmt generate verify bench clean cluster-up cluster-down cluster-status build push prune
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -42,7 +42,7 @@ generate: setup ## write everything that is made from the code: CRD, OpenAPI, se
 	$(BIN)/python tools/generate.py
 
 verify: generate ## fail if a generated file in the repository is not what `make generate` writes
-	@changed="$$(git status --porcelain -- crds/generated docs/reference oet.ini)"; if [ -n "$$changed" ]; then echo "not up to date, run 'make generate' and commit:"; echo "$$changed"; exit 1; fi
+	@changed="$$(git status --porcelain -- charts/oet crds/generated docs/reference oet.ini)"; if [ -n "$$changed" ]; then echo "not up to date, run 'make generate' and commit:"; echo "$$changed"; exit 1; fi
 
 bench: setup ## measure speed and memory beside their rivals; results in build/bench.json
 	@$(BIN)/python tools/bench.py
@@ -55,6 +55,15 @@ cluster-down: setup ## end that Kubernetes; nothing of it is left
 
 cluster-status: setup ## tell whether it runs, and where its kubeconfig is
 	@PYTHONPATH=tests/cluster $(BIN)/python -m oet_cluster status
+
+build: setup ## build the container image with docker, podman or buildah, whichever works
+	@$(BIN)/python tools/images.py build
+
+push: setup ## push the image: make push REGISTRY=registry.example.org/team
+	@$(BIN)/python tools/images.py push "$(or $(REGISTRY),$(error say where: make push REGISTRY=host/path))"
+
+prune: setup ## remove old images of OET, never those of others
+	@$(BIN)/python tools/images.py prune
 
 clean: ## remove the virtual environment and everything built
 	rm -rf $(VENV) build dist
