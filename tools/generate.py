@@ -16,6 +16,7 @@ from typing import Any
 
 import click
 from falcon.testing import TestClient
+from generate_chart import build_values_schema
 from generate_ini import build_ini
 
 from oet_api.app import create_app
@@ -152,6 +153,8 @@ def build_openapi() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     f"crds/generated/{FILE_NAME}": render_crd,
+    f"charts/oet/crds/{FILE_NAME}": render_crd,
+    "charts/oet/values.schema.json": build_values_schema,
     "oet.ini": build_ini,
     "docs/reference/states.md": build_states_page,
     "docs/reference/settings.md": build_settings_page,

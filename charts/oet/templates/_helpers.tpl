@@ -1,0 +1,125 @@
+{{- define "oet.name" -}}
+{{- .Values.nameOverride | default "oet" | trunc 40 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* What all names begin with: the release, and the chart's name where the release does not say it. */}}
+{{- define "oet.fullname" -}}
+{{- $name := include "oet.name" . -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- .Values.fullnameOverride | default $full | trunc 50 | trimSuffix "-" -}}
+{{- end }}
+
+{{/* Names of objects without a namespace: a namespace has no dot, so two releases never share one. */}}
+{{- define "oet.clusterName" -}}
+{{- printf "%s.%s" .Release.Namespace (include "oet.fullname" .) -}}
+{{- end }}
+
+{{- define "oet.apiAccount" -}}
+{{- .Values.api.serviceAccount.name | default (printf "%s-api" (include "oet.fullname" .)) -}}
+{{- end }}
+
+{{- define "oet.operatorAccount" -}}
+{{- .Values.operator.serviceAccount.name | default (printf "%s-operator" (include "oet.fullname" .)) -}}
+{{- end }}
+
+{{- define "oet.runnerAccount" -}}
+{{- .Values.runner.serviceAccount.name | default (printf "%s-runner" (include "oet.fullname" .)) -}}
+{{- end }}
+
+{{/* How the API server names a ServiceAccount. Takes a list: root, account. */}}
+{{- define "oet.username" -}}
+{{- printf "system:serviceaccount:%s:%s" (index . 0).Release.Namespace (index . 1) -}}
+{{- end }}
+
+{{/* Labels that Pods are selected by; they never change. Takes a list: root, component. */}}
+{{- define "oet.selector" -}}
+app.kubernetes.io/name: ska-oso-oet
+app.kubernetes.io/instance: {{ (index . 0).Release.Name }}
+app.kubernetes.io/component: {{ index . 1 }}
+{{- end }}
+
+{{- define "oet.labels" -}}
+{{ include "oet.selector" . }}
+app.kubernetes.io/part-of: ska-oso
+app.kubernetes.io/version: {{ (index . 0).Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ (index . 0).Release.Service }}
+helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Version | replace "+" "_" }}
+{{- end }}
+
+{{- define "oet.image" -}}
+{{- $image := .Values.image -}}
+{{- if $image.digest -}}
+{{- printf "%s@%s" $image.repository $image.digest -}}
+{{- else -}}
+{{- printf "%s:%s" $image.repository ($image.tag | default .Chart.AppVersion) -}}
+{{- end -}}
+{{- end }}
+
+{{/* A value as text: Helm reads numbers as floats and would print a million as 1e+06. */}}
+{{- define "oet.text" -}}
+{{- if kindIs "float64" . -}}
+{{- if eq (floor .) . }}{{ int64 . }}{{ else }}{{ . }}{{ end -}}
+{{- else -}}
+{{- toString . -}}
+{{- end -}}
+{{- end }}
+
+{{/* Environment variables as JSON, from a map of names and values. */}}
+{{- define "oet.env" -}}
+{{- $env := list -}}
+{{- range $name, $value := . -}}
+{{- $env = append $env (dict "name" $name "value" (include "oet.text" $value)) -}}
+{{- end -}}
+{{- toJson $env -}}
+{{- end }}
+
+{{/* What Pod Security calls restricted, and a little more. */}}
+{{- define "oet.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 10001
+runAsGroup: 10001
+fsGroup: 10001
+seccompProfile: {type: RuntimeDefault}
+{{- end }}
+
+{{- define "oet.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities: {drop: [ALL]}
+{{- end }}
+
+{{- define "oet.tangoHost" -}}
+{{- .Values.tangoHost | default (get (.Values.global | default dict) "tango_host") -}}
+{{- end }}
+
+{{/* Where Pods of a component may run. Takes a list: root, component. */}}
+{{- define "oet.placement" -}}
+{{- $root := index . 0 -}}
+{{- $part := get $root.Values (index . 1) -}}
+{{- with $root.Values.imagePullSecrets }}
+imagePullSecrets: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $part.nodeSelector }}
+nodeSelector: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $part.tolerations }}
+tolerations: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $part.affinity }}
+affinity: {{- toYaml . | nindent 2 }}
+{{- end }}
+{{- with $part.priorityClassName }}
+priorityClassName: {{ . }}
+{{- end }}
+topologySpreadConstraints:
+  - maxSkew: 1
+    topologyKey: kubernetes.io/hostname
+    whenUnsatisfiable: ScheduleAnyway
+    labelSelector:
+      matchLabels: {{- include "oet.selector" . | nindent 8 }}
+{{- end }}
+
+{{/* The fields of status that are the operator's: all of the resource's but `runner`. */}}
+{{- define "oet.operatorStatusFields" -}}
+state procedureId history podName grant refusal reason message conditions observedGeneration resolved stacktrace abort
+{{- end }}
