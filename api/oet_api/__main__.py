@@ -39,6 +39,10 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = load_settings(os.environ)
+        if settings.server.engine != ServerSettings().engine:
+            raise UnavailableError(
+                f"[server] engine = {settings.server.engine}: this version has the local engine only"
+            )
 
         def make_engine() -> Engine:
             return LocalEngine(settings.engine)

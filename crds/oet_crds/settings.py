@@ -85,7 +85,7 @@ class ServerSettings(_Section):
     engine: str = Field(
         "local",
         pattern="^(local|kubernetes)$",
-        description="local: scripts run in child processes of the server; kubernetes: each in a Pod, started by the operator.",
+        description="local: scripts run in child processes of the server; kubernetes: each in a Pod (not there yet).",
         json_schema_extra=_env("OET_ENGINE"),
     )
     start_timeout_seconds: float = Field(

@@ -124,3 +124,12 @@ def test_listener_hears_what_another_terminal_does(server: Server, client: Clien
         listener.kill()
         listener.wait(20)
         listener.stdout.close()
+
+
+def test_server_that_is_to_work_on_kubernetes_says_that_it_cannot() -> None:
+    environ = {**os.environ, "OET_ENGINE": "kubernetes"}
+    done = subprocess.run(
+        [sys.executable, "-m", "oet_api"], env=environ, capture_output=True, text=True, check=False, timeout=60
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "local engine only" in done.stderr

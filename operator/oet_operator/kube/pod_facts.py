@@ -1,0 +1,143 @@
+"""What matters of a Pod, taken out of its object: small, because thousands are kept, and tolerant of whatever is in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from oet_crds.names import EXECUTION_UID_LABEL, SCRIPT_CONTAINER
+
+__all__ = ["Container", "PodFacts", "parse_pod", "parse_time"]
+
+_FINISHED_PHASES = ("Succeeded", "Failed")
+_FIRST = datetime.fromtimestamp(0, UTC)
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """How the container of the script ended, or why a container does not start.
+
+    Attributes:
+        reason: Kubernetes' word, for example `OOMKilled` or `ImagePullBackOff`.
+        message: Its text; may be empty.
+        exit_code: None while it has not ended.
+    """
+
+    reason: str = ""
+    message: str = ""
+    exit_code: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PodFacts:
+    """One script Pod.
+
+    Attributes:
+        name: Its name.
+        uid: Its identity.
+        version: Resource version as a number: which of two observations is the newer one.
+        execution_uid: The execution that it is for.
+        created: When it was created.
+        deleted: When it is to be gone, grace period included; None: nobody deletes it.
+        is_finished: Its phase is Succeeded or Failed.
+        reason: Why, of the Pod as a whole, for example `Evicted`; may be empty.
+        message: The same in words; may be empty.
+        is_scheduled: It has a node.
+        unschedulable: The scheduler's complaint; empty when there is none.
+        disruption: Why the cluster ends it, for example `DeletionByPodGC`; empty: it does not.
+        ended: How the script's container ended; None: it has not, as far as the node said.
+        waiting: Why the container, or the one that prepares it, does not start yet; None: it runs, or ran.
+    """
+
+    name: str
+    uid: str
+    version: int
+    execution_uid: str
+    created: datetime
+    deleted: datetime | None = None
+    is_finished: bool = False
+    reason: str = ""
+    message: str = ""
+    is_scheduled: bool = False
+    unschedulable: str = ""
+    disruption: str = ""
+    ended: Container | None = None
+    waiting: Container | None = None
+
+
+def parse_time(text: object) -> datetime | None:
+    """Return the time that Kubernetes wrote, None when it is not one."""
+    try:
+        return datetime.fromisoformat(str(text))
+    except ValueError:
+        return None
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _list(value: object) -> Iterator[Mapping[str, Any]]:
+    return (item for item in (value if isinstance(value, list) else []) if isinstance(item, Mapping))
+
+
+def _text(mapping: Mapping[str, Any], key: str) -> str:
+    return str(mapping.get(key) or "")
+
+
+def parse_pod(pod: Mapping[str, Any]) -> PodFacts:
+    """Take the facts out of a Pod object. Pure."""
+    metadata, status = _mapping(pod.get("metadata")), _mapping(pod.get("status"))
+    conditions = {_text(one, "type"): one for one in _list(status.get("conditions"))}
+    scheduled = conditions.get("PodScheduled", {})
+    disruption = conditions.get("DisruptionTarget", {})
+    return PodFacts(
+        name=_text(metadata, "name"),
+        uid=_text(metadata, "uid"),
+        version=int(metadata.get("resourceVersion") or 0),
+        execution_uid=_text(_mapping(metadata.get("labels")), EXECUTION_UID_LABEL),
+        created=parse_time(metadata.get("creationTimestamp")) or _FIRST,
+        deleted=parse_time(metadata["deletionTimestamp"]) if metadata.get("deletionTimestamp") else None,
+        is_finished=status.get("phase") in _FINISHED_PHASES,
+        reason=_text(status, "reason"),
+        message=_text(status, "message"),
+        is_scheduled=bool(_mapping(pod.get("spec")).get("nodeName")),
+        unschedulable=_text(scheduled, "message") if scheduled.get("reason") == "Unschedulable" else "",
+        disruption=_text(disruption, "reason") if disruption.get("status") == "True" else "",
+        ended=_find_end(status),
+        waiting=_find_waiting(status),
+    )
+
+
+def _find_end(status: Mapping[str, Any]) -> Container | None:
+    """Return how the script's container ended, or an init container without which it never starts; None: neither did."""
+    for container in _list(status.get("containerStatuses")):
+        ended = _mapping(_mapping(container.get("state")).get("terminated"))
+        if ended and container.get("name") == SCRIPT_CONTAINER:
+            return _build_end(ended)
+    for container in _list(status.get("initContainerStatuses")):
+        ended = _mapping(_mapping(container.get("state")).get("terminated"))
+        if ended and ended.get("exitCode") and status.get("phase") in _FINISHED_PHASES:
+            return _build_end(ended)
+    return None
+
+
+def _build_end(ended: Mapping[str, Any]) -> Container:
+    code = ended.get("exitCode")
+    return Container(_text(ended, "reason"), _text(ended, "message"), code if isinstance(code, int) else -1)
+
+
+_USUAL_WAITS = ("", "ContainerCreating", "PodInitializing")
+
+
+def _find_waiting(status: Mapping[str, Any]) -> Container | None:
+    found = None
+    for group in ("containerStatuses", "initContainerStatuses"):
+        for container in _list(status.get(group)):
+            waiting = _mapping(_mapping(container.get("state")).get("waiting"))
+            reason = _text(waiting, "reason")
+            if waiting and (found is None or found.reason in _USUAL_WAITS):
+                found = Container(reason, _text(waiting, "message"))
+    return found
