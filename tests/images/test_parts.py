@@ -82,7 +82,7 @@ def test_every_package_of_the_lock_is_read(entries: list[parts.LockEntry]) -> No
 @pytest.mark.parametrize(
     ("extras", "has", "lacks"),
     [
-        pytest.param(["api", "cli"], {"falcon", "kubernetes", "pydantic-core", "click"}, {"kopf", "pytest"}, id="api"),
+        pytest.param(["api", "cli"], {"falcon", "pydantic-core", "click"}, {"kopf", "pytest"}, id="api"),
         pytest.param(["operator"], {"kopf", "aiohttp", "orjson", "pydantic"}, {"kubernetes", "falcon"}, id="operator"),
         pytest.param([parts.BUILD_SYSTEM], {"hatchling", "editables"}, {"pydantic", "mypy"}, id="build-system"),
     ],

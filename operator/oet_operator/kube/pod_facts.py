@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from oet_crds.names import EXECUTION_UID_LABEL, SCRIPT_CONTAINER
+from oet_crds.reasons import Reason
 
 __all__ = ["Container", "PodFacts", "parse_pod", "parse_time"]
 
@@ -104,7 +105,7 @@ def parse_pod(pod: Mapping[str, Any]) -> PodFacts:
         reason=_text(status, "reason"),
         message=_text(status, "message"),
         is_scheduled=bool(_mapping(pod.get("spec")).get("nodeName")),
-        unschedulable=_text(scheduled, "message") if scheduled.get("reason") == "Unschedulable" else "",
+        unschedulable=_text(scheduled, "message") if scheduled.get("reason") == Reason.UNSCHEDULABLE else "",
         disruption=_text(disruption, "reason") if disruption.get("status") == "True" else "",
         ended=_find_end(status),
         waiting=_find_waiting(status),

@@ -109,7 +109,7 @@ def _observe_ended(execution: ScriptExecution, pod: PodFacts) -> RunnerObservati
     if pod.ended.reason == "OOMKilled":
         message = f"the kernel ended the script's Pod {pod.name}: it needed more memory than its limit allows"
         return RunnerObservation(Presence.GONE, Reason.OUT_OF_MEMORY, message)
-    if pod.reason == "Evicted" or pod.disruption:
+    if pod.reason == Reason.EVICTED or pod.disruption:
         message = f"Pod {pod.name} was evicted: {_join(pod.reason or pod.disruption, pod.message)}"
         return RunnerObservation(Presence.GONE, Reason.EVICTED, message)
     message = (
@@ -120,7 +120,7 @@ def _observe_ended(execution: ScriptExecution, pod: PodFacts) -> RunnerObservati
 
 def _observe_useless(pod: PodFacts) -> RunnerObservation:
     """Say why a Pod ended before its runner had taken the execution."""
-    if pod.reason == "Evicted" or pod.disruption:
+    if pod.reason == Reason.EVICTED or pod.disruption:
         message = (
             f"Pod {pod.name} was evicted before the script began: {_join(pod.reason or pod.disruption, pod.message)}"
         )
@@ -183,7 +183,7 @@ def _describe_wait(pod: PodFacts, settings: KubernetesSettings) -> tuple[Reason 
 def _describe_exit(ended: Container) -> str:
     code = ended.exit_code or 0
     how = f"was killed by signal {code - _SIGNAL_BASE}" if code > _SIGNAL_BASE else f"ended with exit code {code}"
-    detail = _join("" if ended.reason in ("Error", "Completed") else ended.reason, ended.message)
+    detail = _join("" if ended.reason in ("Error", Reason.COMPLETED) else ended.reason, ended.message)
     return f"{how} ({detail})" if detail else how
 
 

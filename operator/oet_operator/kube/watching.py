@@ -1,0 +1,114 @@
+"""kopf as the engine that watches, and nothing else: it writes nothing and decides nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import kopf
+
+from oet_crds.names import GROUP, MANAGED_LABEL, MANAGED_VALUE, PLURAL, VERSION
+from oet_operator.kube.client import KubeClient
+from oet_operator.kube.paths import Paths
+from oet_operator.kube.reconciler import Reconciler
+
+__all__ = ["build_registry", "build_settings", "resync"]
+
+ERROR_BACKOFFS_SECONDS = (0.1, 0.2, 0.5, *(1.0 for _ in range(3600)))
+"""kopf gives up after the last one and ends the process; an API server may be down for an hour."""
+
+
+class _NoDiffs(kopf.DiffBaseStorage):
+    """No memory of earlier versions: nothing here asks what changed."""
+
+    def build(self, **_: Any) -> Any:
+        return {}
+
+    def fetch(self, **_: Any) -> Any:
+        return {}
+
+    def store(self, **_: Any) -> None:
+        return
+
+
+class _NoProgress(kopf.ProgressStorage):
+    """No notes on objects: handlers of events are not retried, the work queue is."""
+
+    def fetch(self, **_: Any) -> None:
+        return
+
+    def store(self, **_: Any) -> None:
+        return
+
+    def purge(self, **_: Any) -> None:
+        return
+
+    def touch(self, **_: Any) -> None:
+        return
+
+    def clear(self, *, essence: Any) -> Any:
+        return essence
+
+
+def build_settings() -> kopf.OperatorSettings:
+    """Return kopf's settings: no writes, dead connections noticed, patience with an API server that is away."""
+    settings = kopf.OperatorSettings()
+    settings.posting.enabled = False
+    settings.scanning.disabled = True
+    settings.peering.standalone = True
+    settings.persistence.diffbase_storage = _NoDiffs()
+    settings.persistence.progress_storage = _NoProgress()
+    settings.queueing.idle_timeout = 0.5
+    settings.watching.server_timeout = 300
+    settings.watching.client_timeout = 330
+    settings.watching.connect_timeout = 5
+    settings.watching.label_selectors["v1", "pods"] = f"{MANAGED_LABEL}={MANAGED_VALUE}"
+    settings.networking.error_backoffs = list(ERROR_BACKOFFS_SECONDS)
+    settings.networking.request_timeout = 15
+    settings.process.ultimate_exiting_timeout = None
+    logging.getLogger("kopf.objects").setLevel(logging.WARNING)
+    return settings
+
+
+def build_registry(
+    reconciler: Reconciler, read_credentials: Callable[[], kopf.ConnectionInfo]
+) -> kopf.OperatorRegistry:
+    """Return the handlers: every event goes to the reconciler."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry, id="login")
+    async def _on_login(**_: Any) -> kopf.ConnectionInfo:
+        return read_credentials()
+
+    @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry, id="execution")
+    async def _on_execution(event: Any, **_: Any) -> None:
+        reconciler.on_execution(event["type"], event["object"])
+
+    @kopf.on.event("v1", "pods", registry=registry, id="pod")
+    async def _on_pod(event: Any, **_: Any) -> None:
+        reconciler.on_pod(event["type"], event["object"])
+
+    return registry
+
+
+async def resync(client: KubeClient, paths: Paths, reconciler: Reconciler) -> None:
+    """Compare all that is known with the API server: kopf never tells of what was deleted while a watch was down.
+
+    Raises:
+        ApiError: The API server did not answer; what it said before that was taken in.
+    """
+    # What was known before the list was made and is not in it has been deleted.
+    known = set(reconciler.cache.executions)
+    async for wire, _ in client.iter_list(paths.executions):
+        known.discard(wire["metadata"]["uid"])
+        reconciler.on_execution(None, wire)
+    for uid in known:
+        reconciler.on_execution("DELETED", {"metadata": {"uid": uid}})
+    pods = reconciler.cache.list_pods()
+    async for wire, _ in client.iter_list(paths.pods, labelSelector=f"{MANAGED_LABEL}={MANAGED_VALUE}"):
+        pods.pop(wire["metadata"]["uid"], None)
+        reconciler.on_pod(None, wire)
+    for uid in pods.values():
+        reconciler.cache.mark_pod_gone(uid)
+        reconciler.queue.add(uid)
