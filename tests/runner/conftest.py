@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from oet_support import find_marked
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_SECONDS = 20.0
@@ -133,12 +134,7 @@ class Harness:
 
     def alive(self):
         """Return the processes that carry this runner's mark and are not dead."""
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-        return found
+        return find_marked(f"{MARK}={self.mark}")
 
     def wait_nothing_alive(self, seconds=DEADLINE_SECONDS):
         deadline = time.monotonic() + seconds

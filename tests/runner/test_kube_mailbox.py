@@ -14,6 +14,7 @@ import uuid
 from pathlib import Path
 
 import pytest
+from oet_support import find_marked
 
 from oet_crds.container_log import parse_log_line
 from oet_crds.execution import RunnerStatus
@@ -94,12 +95,7 @@ class KubeRunner:
         assert self.alive() == []
 
     def alive(self):
-        found = []
-        for folder in Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError):
-                if f"{MARK}={self.mark}".encode() in (folder / "environ").read_bytes().split(b"\0"):
-                    found.append(int(folder.name))
-        return found
+        return find_marked(f"{MARK}={self.mark}")
 
     def close(self):
         self.process.kill()

@@ -55,10 +55,10 @@ class Cache:
         """Take in a Pod; return the uid of its execution if it is news."""
         pod = parse_pod(wire)
         known = self.get_sighting(pod.execution_uid)
-        if known.pod is not None and known.pod.uid == pod.uid and (known.is_gone or known.pod.version > pod.version):
-            return None
-        if known.pod is not None and known.pod.uid != pod.uid and known.pod.version > pod.version:
-            return None
+        if known.pod is not None:
+            is_past = known.is_gone and known.pod.uid == pod.uid
+            if is_past or known.pod.version > pod.version:
+                return None
         self._sightings[pod.execution_uid] = Sighting(pod, is_gone)
         return pod.execution_uid
 

@@ -32,7 +32,6 @@ PAGE_SIZE = 500
 """Objects in one answer: a list of 5,000 executions would be 20 MB at once."""
 
 _MERGE_PATCH = "application/merge-patch+json"
-_METADATA_ONLY = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 
 
 class Credentials(Protocol):
@@ -134,19 +133,16 @@ class KubeClient:
         """Delete an object with DeleteOptions. Raises ApiError."""
         await self.request("DELETE", path, body)
 
-    async def iter_list(
-        self, path: str, *, metadata_only: bool = False, **query: str
-    ) -> AsyncIterator[tuple[Object, int]]:
+    async def iter_list(self, path: str, **query: str) -> AsyncIterator[tuple[Object, int]]:
         """Yield all objects below a path, page by page, each with the resource version of the list as a number.
 
         Raises:
             ApiError: Also in the middle: what was yielded so far is true, and not all.
         """
-        headers = {"Accept": _METADATA_ONLY} if metadata_only else None
         token: str | None = ""
         while token is not None:
             parameters = {"limit": str(PAGE_SIZE), **query, **({"continue": token} if token else {})}
-            answer = await self.request("GET", f"{path}?{urlencode(parameters)}", headers=headers)
+            answer = await self.get(f"{path}?{urlencode(parameters)}")
             version = int(answer["metadata"]["resourceVersion"])
             for item in answer.get("items") or []:
                 yield item, version

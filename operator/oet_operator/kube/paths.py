@@ -48,8 +48,3 @@ class Paths:
     def leases(self) -> str:
         """All Leases."""
         return f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}/leases"
-
-    @property
-    def events(self) -> str:
-        """All Events."""
-        return f"/api/v1/namespaces/{self.namespace}/events"

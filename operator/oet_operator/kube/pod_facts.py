@@ -49,7 +49,7 @@ class PodFacts:
         unschedulable: The scheduler's complaint; empty when there is none.
         disruption: Why the cluster ends it, for example `DeletionByPodGC`; empty: it does not.
         ended: How the script's container ended; None: it has not, as far as the node said.
-        waiting: Why the container, or the one that prepares it, does not start yet; None: it runs, or ran.
+        waiting: What keeps the container, or the one that prepares it, from starting; None: nothing but the usual.
     """
 
     name: str
@@ -134,11 +134,9 @@ _USUAL_WAITS = ("", "ContainerCreating", "PodInitializing")
 
 
 def _find_waiting(status: Mapping[str, Any]) -> Container | None:
-    found = None
     for group in ("containerStatuses", "initContainerStatuses"):
         for container in _list(status.get(group)):
             waiting = _mapping(_mapping(container.get("state")).get("waiting"))
-            reason = _text(waiting, "reason")
-            if waiting and (found is None or found.reason in _USUAL_WAITS):
-                found = Container(reason, _text(waiting, "message"))
-    return found
+            if (reason := _text(waiting, "reason")) not in _USUAL_WAITS:
+                return Container(reason, _text(waiting, "message"))
+    return None

@@ -12,21 +12,16 @@ from typing import Any
 
 from oet_crds.execution import (
     AbortStatus,
-    ExecutionArgs,
-    FileScript,
-    FunctionArgs,
     Grant,
     HistoryEntry,
     ScriptExecution,
-    ScriptExecutionSpec,
     ScriptExecutionStatus,
-    ScriptSource,
 )
 from oet_crds.names import KIND
 from oet_crds.settings import Settings
 from oet_crds.specs import compute_subarray
 from oet_crds.states import State
-from oet_crds.subarrays import SUBARRAY_KEY
+from oet_operator.core.aborts import build_abort_spec
 from oet_operator.core.actions import Action, CreateAbort, CreatePod, DeleteExecution, DeletePod, StopRunner
 from oet_operator.core.decide import BACKSTOP_SECONDS, decide
 from oet_operator.core.locks import build_lock_table, wants_grant
@@ -44,10 +39,14 @@ __all__ = ["Reconciler", "build_status_patch"]
 
 _log = logging.getLogger(__name__)
 
+DELETED = "DELETED"
+"""Kubernetes' word for the event of an object that is gone."""
+
+MIN_WAIT_SECONDS = 0.05
+"""A moment that has come by the clock of the API server may not have come by ours: no busy loop until it has."""
+
 QUOTA_RETRY_SECONDS = 5.0
 """A Pod that a quota refuses is tried again this often: what frees the quota is not watched."""
-
-_WITHOUT_SUBARRAY = -1
 
 
 def build_status_patch(before: ScriptExecutionStatus, after: ScriptExecutionStatus) -> dict[str, Any]:
@@ -74,17 +73,26 @@ class Reconciler:
 
     def on_execution(self, kind: str | None, wire: Mapping[str, Any]) -> None:
         """Take in an event of an execution."""
-        if kind == "DELETED":
-            self.cache.drop_execution(wire["metadata"]["uid"])
-            self.queue.drop(wire["metadata"]["uid"])
-            self._wake_waiting()
+        if kind == DELETED:
+            self.on_execution_gone(wire["metadata"]["uid"])
         elif uid := self.cache.put_execution(wire):
             self.queue.add(uid)
 
+    def on_execution_gone(self, uid: str) -> None:
+        """Forget an execution that does not exist any more."""
+        self.cache.drop_execution(uid)
+        self.queue.drop(uid)
+        self._wake_waiting()
+
     def on_pod(self, kind: str | None, wire: Mapping[str, Any]) -> None:
         """Take in an event of a script Pod."""
-        if uid := self.cache.put_pod(wire, is_gone=kind == "DELETED"):
+        if uid := self.cache.put_pod(wire, is_gone=kind == DELETED):
             self.queue.add(uid)
+
+    def on_pod_gone(self, uid: str) -> None:
+        """Note that the Pod of an execution does not exist any more."""
+        self.cache.mark_pod_gone(uid)
+        self.queue.add(uid)
 
     def _wake_waiting(self) -> None:
         for uid, execution in self.cache.executions.items():
@@ -114,12 +122,11 @@ class Reconciler:
         if execution is None:
             return
         subarray = compute_subarray(execution.spec)
-        lock = self._locks.setdefault(_WITHOUT_SUBARRAY if subarray is None else subarray, asyncio.Lock())
         if subarray is None:
             await self._decide(uid)
             return
         # The lock table must hold what is being granted right now.
-        async with lock:
+        async with self._locks.setdefault(subarray, asyncio.Lock()):
             await self._decide(uid)
 
     async def _decide(self, uid: str) -> None:
@@ -134,16 +141,15 @@ class Reconciler:
         after = await self._write_status(stored, plan.status)
         for action in plan.actions:
             await self._apply(after, action)
-        delays = [seconds for seconds in (again, plan.requeue_after_seconds) if seconds is not None]
-        if (delays and not after.is_finished) or plan.requeue_after_seconds is not None:
-            self.queue.add_after(uid, max(0.05, min(delays)))
+        for seconds in (plan.requeue_after_seconds, None if after.is_finished else again):
+            if seconds is not None:
+                self.queue.add_after(uid, max(MIN_WAIT_SECONDS, seconds))
 
     async def _with_birth(self, execution: ScriptExecution, now: datetime) -> ScriptExecution:
         """Return the execution with its procedure id and the first entry of its history."""
         if execution.procedure_id is not None:
             return execution
         number = await self._ids.take(self.cache.highest_id)
-        self.cache.highest_id = max(self.cache.highest_id, number)
         history = [HistoryEntry(seq=1, state=State.CREATING, time=now)]
         status = execution.status.model_copy(update={"procedure_id": number, "history": history})
         return execution.model_copy(update={"status": status})
@@ -225,12 +231,7 @@ class Reconciler:
     async def _create_abort(self, stopped: ScriptExecution, action: CreateAbort) -> None:
         """Create the abort execution, hand it the subarray, and only then let go of it. Each step can be repeated."""
         name = f"abort-{hashlib.sha256(stopped.uid.encode()).hexdigest()[:16]}"
-        path = f"{self._settings.engine.scripts_location}/abort.py"
-        spec = ScriptExecutionSpec(
-            script=ScriptSource(file=FileScript(path=path)),
-            args=ExecutionArgs(init=FunctionArgs(kwargs={SUBARRAY_KEY: action.subarray})),
-            subarray=action.subarray,
-        )
+        spec = build_abort_spec(self._settings.engine.scripts_location, action.subarray)
         body = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec.to_wire()}
         try:
             wire = await self._client.post(self._paths.executions, body)

@@ -24,7 +24,6 @@ NODE_PATIENCE_SECONDS = 30.0
 
 _PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed")
 _HOPELESS_REASONS = ("InvalidImageName", "ErrImageNeverPull")
-_USUAL_WAITS = ("", "ContainerCreating", "PodInitializing")
 _SIGNAL_BASE = 128
 """A container that signal n ended has the exit code 128 + n, as in a shell."""
 
@@ -170,7 +169,7 @@ def _describe_wait(pod: PodFacts, settings: KubernetesSettings) -> tuple[Reason 
     """Return why a Pod does not run, in a word and in words, and how many seconds it may."""
     if pod.unschedulable and not pod.is_scheduled:
         return Reason.UNSCHEDULABLE, f"no node takes the Pod: {pod.unschedulable}", settings.pod_start_timeout_seconds
-    if pod.waiting is None or pod.waiting.reason in _USUAL_WAITS:
+    if pod.waiting is None:
         return None, "", settings.pod_start_timeout_seconds
     text = _join(pod.waiting.reason, pod.waiting.message)
     if pod.waiting.reason in _HOPELESS_REASONS:

@@ -104,11 +104,10 @@ async def resync(client: KubeClient, paths: Paths, reconciler: Reconciler) -> No
         known.discard(wire["metadata"]["uid"])
         reconciler.on_execution(None, wire)
     for uid in known:
-        reconciler.on_execution("DELETED", {"metadata": {"uid": uid}})
+        reconciler.on_execution_gone(uid)
     pods = reconciler.cache.list_pods()
     async for wire, _ in client.iter_list(paths.pods, labelSelector=f"{MANAGED_LABEL}={MANAGED_VALUE}"):
         pods.pop(wire["metadata"]["uid"], None)
         reconciler.on_pod(None, wire)
     for uid in pods.values():
-        reconciler.cache.mark_pod_gone(uid)
-        reconciler.queue.add(uid)
+        reconciler.on_pod_gone(uid)

@@ -10,11 +10,12 @@ from oet_crds.execution import AbortStatus, Grant, ScriptExecution, ScriptExecut
 from oet_crds.settings import EngineSettings
 from oet_crds.states import is_final
 from oet_crds.topics import EntryKind, Topic
+from oet_operator.core.aborts import build_abort_spec
 from oet_operator.core.actions import CreateAbort, CreatePod, DeleteExecution, DeletePod, StopRunner
 from oet_operator.core.decide import decide
 from oet_operator.core.locks import build_lock_table, wants_grant
 from oet_operator.core.snapshot import RunnerObservation, Snapshot
-from oet_operator.local.records import build_abort_spec, build_execution
+from oet_operator.local.records import build_execution
 from oet_operator.local.store import At, LocalStore, Transaction
 
 __all__ = ["Effects", "apply_decision", "apply_history_limit", "create_execution"]

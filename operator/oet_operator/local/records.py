@@ -9,9 +9,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from oet_crds.execution import (
-    ExecutionArgs,
-    FileScript,
-    FunctionArgs,
     HistoryEntry,
     Metadata,
     RunnerExit,
@@ -19,26 +16,19 @@ from oet_crds.execution import (
     ScriptExecution,
     ScriptExecutionSpec,
     ScriptExecutionStatus,
-    ScriptSource,
-    WhenBusy,
 )
 from oet_crds.mailbox import MAX_STACKTRACE_CHARS
 from oet_crds.reasons import Outcome, Reason
-from oet_crds.states import DesiredState, State
-from oet_crds.subarrays import SUBARRAY_KEY
+from oet_crds.states import State
 from oet_operator.local.runner import RunnerProtocolError
 
 __all__ = [
-    "build_abort_spec",
     "build_execution",
     "build_runner_exit",
     "describe_process_end",
     "with_runner_exit",
     "with_runner_state",
 ]
-
-ABORT_SCRIPT = "abort.py"
-"""Name of the abort script in the folder of the shipped scripts (upstream's name)."""
 
 
 def build_execution(spec: ScriptExecutionSpec, procedure_id: int, now: datetime, **status: Any) -> ScriptExecution:
@@ -53,17 +43,6 @@ def build_execution(spec: ScriptExecutionSpec, procedure_id: int, now: datetime,
             history=[HistoryEntry(seq=1, state=State.CREATING, time=now)],
             **status,
         ),
-    )
-
-
-def build_abort_spec(scripts_location: str, subarray: int) -> ScriptExecutionSpec:
-    """Build the request that runs the abort script on a subarray."""
-    return ScriptExecutionSpec(
-        script=ScriptSource(file=FileScript(path=f"{scripts_location}/{ABORT_SCRIPT}")),
-        args=ExecutionArgs(init=FunctionArgs(kwargs={SUBARRAY_KEY: subarray})),
-        subarray=subarray,
-        desired_state=DesiredState.RUNNING,
-        when_busy=WhenBusy.WAIT,
     )
 
 
