@@ -15,8 +15,8 @@ def find_condition(status: ScriptExecutionStatus, type_: ConditionType) -> Condi
     return next((condition for condition in status.conditions if condition.type == type_), None)
 
 
-def with_condition(
-    status: ScriptExecutionStatus, type_: ConditionType, is_true: bool, reason: str, now: datetime
+def with_condition(  # noqa: PLR0913 -- what a condition has
+    status: ScriptExecutionStatus, type_: ConditionType, is_true: bool, reason: str, now: datetime, message: str = ""
 ) -> ScriptExecutionStatus:
     """Return the status with a condition set; the same object when it says so already. Pure."""
     old = find_condition(status, type_)
@@ -25,7 +25,7 @@ def with_condition(
         return status
     since = old.last_transition_time if old is not None and old.status == word else now
     new = Condition.model_construct(
-        type=type_.value, status=word, reason=reason, message="", last_transition_time=since
+        type=type_.value, status=word, reason=reason, message=message, last_transition_time=since
     )
     others = [condition for condition in status.conditions if condition.type != type_]
     return status.model_copy(update={"conditions": [*others, new]})

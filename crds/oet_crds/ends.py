@@ -5,13 +5,21 @@ from __future__ import annotations
 from datetime import datetime
 
 from oet_crds.conditions import find_condition, with_condition
-from oet_crds.execution import RunnerExit, ScriptExecution, ScriptExecutionStatus
+from oet_crds.execution import Resolved, RunnerExit, ScriptExecution, ScriptExecutionStatus
 from oet_crds.history import with_runner_transitions, with_state
 from oet_crds.mailbox import MAX_STACKTRACE_CHARS
 from oet_crds.reasons import Outcome, Reason
 from oet_crds.states import ConditionType, DesiredState, State
 
-__all__ = ["describe_deadline", "find_deadline", "with_final", "with_reported_end", "with_runner_news"]
+__all__ = [
+    "describe_deadline",
+    "find_deadline",
+    "find_deadline_state",
+    "with_final",
+    "with_reported_end",
+    "with_resolved",
+    "with_runner_news",
+]
 
 _FINAL_STATE = {Outcome.COMPLETE: State.COMPLETE, Outcome.STOPPED: State.STOPPED, Outcome.FAILED: State.FAILED}
 
@@ -30,7 +38,14 @@ def describe_deadline(reason: Reason) -> str:
     """Return the message of an execution that was stopped for a deadline."""
     if reason is Reason.READY_TIMEOUT:
         return "not READY within readyTimeoutSeconds; the script was stopped"
+    if reason is Reason.NOT_NEEDED:
+        return "nothing uses the subarray any more for which this abort script was held READY; it was not run"
     return "still active after activeDeadlineSeconds; the script was stopped"
+
+
+def find_deadline_state(reason: Reason) -> State:
+    """Return the final state of an execution that was stopped for a deadline."""
+    return State.STOPPED if reason is Reason.NOT_NEEDED else State.FAILED
 
 
 def with_final(
@@ -58,7 +73,7 @@ def with_reported_end(
     deadline = find_deadline(status)
     is_unasked = desired is not DesiredState.STOPPED
     if state is State.STOPPED and is_unasked and deadline:
-        state, reason, message = State.FAILED, deadline, describe_deadline(deadline)
+        state, reason, message = find_deadline_state(deadline), deadline, describe_deadline(deadline)
     elif state is State.STOPPED and is_unasked and reason is not Reason.ENGINE_SHUTDOWN:
         # A signal to the supervisor: from the script itself, from somebody at a shell, or from a Pod's deletion.
         state = State.FAILED
@@ -79,11 +94,20 @@ def with_runner_news(execution: ScriptExecution) -> ScriptExecution:
     """
     if execution.is_finished or execution.status.runner is None or not execution.status.history:
         return execution
-    status = with_runner_transitions(execution.status)
+    status = with_resolved(with_runner_transitions(execution.status))
     end = execution.status.runner.exit
     if end is not None and _is_plain(end, execution):
         status = with_reported_end(status, execution.spec.desired_state)
     return execution if status is execution.status else execution.model_copy(update={"status": status})
+
+
+def with_resolved(status: ScriptExecutionStatus) -> ScriptExecutionStatus:
+    """Return the status with the commit that the runner found; the same object when there is nothing new. Pure."""
+    commit = status.runner.resolved_commit if status.runner else None
+    resolved = status.resolved or Resolved()
+    if commit is None or commit == resolved.commit:
+        return status
+    return status.model_copy(update={"resolved": resolved.model_copy(update={"commit": commit})})
 
 
 def _is_plain(end: RunnerExit, execution: ScriptExecution) -> bool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from oet_crds.states import State
 
 __all__ = [
+    "AbortFailedError",
     "ConflictError",
     "InvalidTransitionError",
     "NotFoundError",
@@ -38,6 +39,14 @@ class InvalidTransitionError(RequestRefusedError):
     def __init__(self, message: str, state: State) -> None:
         super().__init__(message)
         self.state = state
+
+
+class AbortFailedError(InvalidTransitionError):
+    """The script is stopped, and its abort did not work: an alarm, since what the subarray does is not known.
+
+    Attributes:
+        state: The state that the abort script ended in.
+    """
 
 
 class SubarrayBusyError(RequestRefusedError):

@@ -15,13 +15,14 @@ from pydantic.alias_generators import to_camel
 
 from oet_crds.names import GROUP, KIND, VERSION
 from oet_crds.reasons import Outcome, Reason
-from oet_crds.states import DesiredState, State, is_final
+from oet_crds.states import DesiredState, Mode, Purpose, State, is_final
 from oet_crds.subarrays import MAX_SUBARRAY
 
 __all__ = [
     "DEFAULT_GRACE_PERIOD_SECONDS",
     "HISTORY_LIMIT",
     "AbortStatus",
+    "Activity",
     "Condition",
     "ConfigMapScript",
     "ExecutionArgs",
@@ -43,6 +44,7 @@ __all__ = [
     "StopOptions",
     "WhenBusy",
     "kubernetes_extension",
+    "parse_execution",
 ]
 
 DEFAULT_GRACE_PERIOD_SECONDS = 10
@@ -51,6 +53,10 @@ second try, short enough for an operator who waits."""
 
 HISTORY_LIMIT = 64
 """Entries that `status.history` keeps. The longest usual path has 11; the rest is room for repeats."""
+
+MAX_SB_JSON_CHARS = 512 * 1024
+"""A scheduling block travels in the object as well: with the largest arguments (256 KiB) and a stack trace it stays under
+etcd's 1.5 MiB. Usual ones have some 20 KiB."""
 
 MAX_INLINE_SOURCE_CHARS = 256 * 1024
 """An inline script must fit a Kubernetes object (etcd refuses over 1.5 MiB) with room for arguments and status."""
@@ -189,6 +195,23 @@ class StopOptions(Model):
     abort: bool = Field(False, description="Run the abort script on the subarray after the stop.")
 
 
+class Activity(Model):
+    """The activity of a scheduling block that an execution carries out."""
+
+    name: str = Field(min_length=1, max_length=253, description="Name of the activity in its definition.")
+    sbd_id: str = Field(min_length=1, max_length=253, description="Id of the scheduling block definition.")
+    sbd_version: int = Field(ge=0, description="Version of the definition.")
+    sbi_id: str = Field(min_length=1, max_length=253, description="Id of the scheduling block instance.")
+    prepare_only: bool = Field(False, description="It was asked to be prepared, not to be started.")
+    sb_path: str = Field(
+        min_length=1,
+        max_length=253,
+        pattern="^/.+$",
+        description="File that the runner makes of sbJson before the script is loaded.",
+    )
+    sb_json: str = Field(max_length=MAX_SB_JSON_CHARS, description="The definition as JSON, for the script to read.")
+
+
 class ScriptExecutionSpec(Model):
     """What the user wants."""
 
@@ -196,7 +219,17 @@ class ScriptExecutionSpec(Model):
         json_schema_extra=kubernetes_extension(
             validations=[
                 _rule("self.script == oldSelf.script", "script is immutable"),
+                _rule(
+                    _unchanged("mode"), "mode is immutable: an execution is a rehearsal from the beginning, or never"
+                ),
+                _rule(_unchanged("purpose"), "purpose is immutable"),
                 _rule(_unchanged("subarray"), "subarray is immutable: neither changed nor added nor removed"),
+                _rule(
+                    "has(self.activity) == has(oldSelf.activity) && (!has(self.activity) || "
+                    "(self.activity.name == oldSelf.activity.name && self.activity.sbdId == oldSelf.activity.sbdId "
+                    "&& self.activity.sbiId == oldSelf.activity.sbiId))",
+                    "activity is immutable: an execution belongs to one scheduling block instance, or to none",
+                ),
                 _rule(_unchanged("args.init"), "args.init is immutable: neither changed nor added nor removed"),
                 _rule(
                     f"oldSelf.desiredState == '{DesiredState.READY}' || ({_unchanged('args.main')})",
@@ -206,9 +239,30 @@ class ScriptExecutionSpec(Model):
                     f"oldSelf.desiredState != '{DesiredState.STOPPED}' || self.desiredState == '{DesiredState.STOPPED}'",
                     "desiredState Stopped is final",
                 ),
+                _rule(
+                    "!has(oldSelf.abortOf) || (has(self.abortOf) && self.abortOf == oldSelf.abortOf)",
+                    "abortOf is immutable once it is set",
+                ),
+                _rule(
+                    f"!has(self.purpose) || self.purpose != '{Purpose.ABORT}' || self.desiredState != '{DesiredState.RUNNING}' "
+                    "|| has(self.abortOf)",
+                    "an abort script is started by a stop with abort, never by hand",
+                ),
+                _rule(
+                    f"has(self.purpose) && self.purpose == '{Purpose.ABORT}' || !has(self.abortOf)",
+                    "abortOf is for abort scripts alone",
+                ),
             ]
         )
     )
+
+    @model_validator(mode="after")
+    def _abort_of_somebody(self) -> Self:
+        if self.purpose is Purpose.ABORT and self.desired_state is DesiredState.RUNNING and self.abort_of is None:
+            raise ValueError("an abort script is started by a stop with abort, never by hand")
+        if self.purpose is not Purpose.ABORT and self.abort_of is not None:
+            raise ValueError("abortOf is for abort scripts alone")
+        return self
 
     script: ScriptSource = Field(description="Where the script is.")
     args: ExecutionArgs = Field(
@@ -216,11 +270,27 @@ class ScriptExecutionSpec(Model):
         description="Arguments of the script's functions.",
         json_schema_extra={"default": {}},
     )
+    mode: Mode = Field(
+        Mode.OPERATION,
+        description="Operation: on the telescope; Rehearsal: on a simulated one, out of reach of the real one.",
+    )
+    purpose: Purpose = Field(
+        Purpose.SCRIPT, description="Script: a user's; Abort: an abort script, which OET makes and starts by itself."
+    )
+    abort_of: str | None = Field(
+        None,
+        min_length=1,
+        max_length=64,
+        description="Of an abort script: uid of the stopped execution that it aborts for; absent: it is held for one.",
+    )
     subarray: int | None = Field(
         None,
         ge=0,
         le=MAX_SUBARRAY,
         description="Subarray to lock while running; absent: subarray_id of init's, then of main's kwargs.",
+    )
+    activity: Activity | None = Field(
+        None, description="The activity that is carried out; absent: the script is run for itself."
     )
     desired_state: DesiredState = Field(
         DesiredState.RUNNING, description="Ready: prepare and hold; Running: run; Stopped: stop, for good."
@@ -259,6 +329,16 @@ class Grant(Model):
 
     time: datetime = Field(description="When it was given.")
     subarray: int | None = Field(None, description="The subarray held; absent: the execution needs none.")
+    standing: bool | None = Field(
+        None,
+        description="Of an abort script that is held: main may begin when desiredState becomes Running, and nothing is held "
+        "before; absent: main may begin.",
+    )
+    abort_of: str | None = Field(
+        None,
+        max_length=64,
+        description="Of an abort script that was held: uid of the stopped execution that it was given the subarray for.",
+    )
 
 
 class Refusal(Model):
@@ -327,6 +407,8 @@ class ScriptExecutionStatus(Model):
 
     state: State = Field(State.CREATING, description="What the execution is doing.")
     procedure_id: int | None = Field(None, ge=1, description="The small number that users know it by.")
+    script: str | None = Field(None, description="Where the script is, in one line.")
+    subarray: int | None = Field(None, description="The subarray that the start locks; absent: none so far.")
     history: list[HistoryEntry] = Field(default_factory=list, description="States reached, oldest first.")
     pod_name: str | None = Field(None, description="The Pod (or local runner) that runs it.")
     grant: Grant | None = Field(None, description="Permission to start main.")
@@ -398,3 +480,11 @@ class ScriptExecution(Model):
     def is_finished(self) -> bool:
         """Tell whether the state is final."""
         return is_final(self.status.state)
+
+
+def parse_execution(wire: Mapping[str, Any]) -> ScriptExecution:
+    """Read an execution as the API server gives it; fields that a newer release has added are left out.
+
+    While a release is replaced, its parts are not all of one age. Raises pydantic.ValidationError.
+    """
+    return ScriptExecution.model_validate(wire, extra="ignore")

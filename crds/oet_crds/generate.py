@@ -33,14 +33,14 @@ _KEYWORDS = (
 
 _COLUMNS = (
     ("ID", "integer", ".status.procedureId", "The number that users know it by."),
-    # The first value found: the path of a file or in git, the name of a ConfigMap, nothing for an inline script.
-    ("Script", "string", ".spec.script.*['path','name']", "Path of the script, or the ConfigMap that holds it."),
-    ("Subarray", "integer", ".spec.subarray", "Subarray that the spec names."),
+    ("Script", "string", ".status.script", "Where the script is."),
+    ("Subarray", "integer", ".status.subarray", "Subarray that the start locks, named by the spec or its arguments."),
     ("State", "string", ".status.state", "What it is doing."),
     ("Age", "date", ".metadata.creationTimestamp", "Time since it was created."),
 )
 
 _WIDE_COLUMNS = (
+    ("Mode", "string", ".spec.mode", "Operation on the telescope, or Rehearsal on a simulated one."),
     ("Desired", "string", ".spec.desiredState", "What its user wants."),
     ("Reason", "string", ".status.reason", "Why it is in this state."),
     ("Pod", "string", ".status.podName", "The Pod that runs it."),

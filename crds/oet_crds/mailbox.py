@@ -4,8 +4,9 @@ Standard library of Python 3.8 only: the runner carries this module into any ima
 
 Towards the runner, one JSON object a line, each at most once but for `stop`, which may be repeated::
 
-    {"kind": "assign", "uid": "...", "procedureId": 7, "script": {<spec.script>},
-     "init": {"args": [], "kwargs": {}} | null}
+    {"kind": "assign", "uid": "...", "procedureId": 7, "mode": <Mode>, "script": {<spec.script>},
+     "init": {"args": [], "kwargs": {}} | null,
+     "file": {"path": "...", "text": "..."} | null}          made before the script is loaded, removed when all has ended
     {"kind": "grant", "main": {"args": [], "kwargs": {}}}
     {"kind": "stop", "gracePeriodSeconds": 10.0}
 
@@ -17,12 +18,13 @@ From the runner, one JSON object a line::
 
 An entry has `n` (1, 2, 3... per execution, no gaps), `t` (seconds since the epoch) and `k` (`EntryKind`), and by kind::
 
-    state    "state": <State>
+    state    "state": <State>                                  and "commit": "<hash>" once it was fetched from git
     message  "topic": "script.announce", "data": {...}
     log      "stream": "stdout" | "stderr", "line": "text"     or  "dropped": <count of lines>
 
 The exit has `n` and `t` as well (it is the last entry), `outcome` (`Outcome`), `reason` (`Reason`), `message` (text for
-people), `stacktrace` (text or null), `exitCode` and `signal` (integers or null). A runner sends it only after every
+people), `stacktrace` (text or null), `exitCode` and `signal` (integers or null),
+`commit` (text or null). A runner sends it only after every
 process of the script has been reaped: whoever reads it may say STOPPED.
 
 End of file towards the runner means that its driver died: the runner then stops the script for certain and exits.
@@ -32,7 +34,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["EXIT_FIELDS", "MAX_LINE_BYTES", "MAX_STACKTRACE_CHARS", "MailKind"]
+__all__ = ["DELIVERY_SECONDS", "EXIT_FIELDS", "MAX_LINE_BYTES", "MAX_STACKTRACE_CHARS", "MailKind"]
 
 
 class MailKind(str, Enum):
@@ -48,10 +50,14 @@ class MailKind(str, Enum):
     __str__ = str.__str__
 
 
-EXIT_FIELDS = ("n", "t", "outcome", "reason", "message", "stacktrace", "exitCode", "signal")
+EXIT_FIELDS = ("n", "t", "outcome", "reason", "message", "stacktrace", "exitCode", "signal", "commit")
 
 MAX_LINE_BYTES = 64 * 1024
 """A printed line longer than this is cut in pieces: one line must not fill a buffer that 200 streams share."""
 
 MAX_STACKTRACE_CHARS = 32 * 1024
 """The tail of a stack trace that is kept: fits Kubernetes' 1.5 MiB object limit many times."""
+
+DELIVERY_SECONDS = 120.0
+"""After the script's end was reported, how long a Pod goes on trying to bring the rest to the timeline: longer than a replacement
+of the REST server takes. All of it is in the container's log as well."""

@@ -10,19 +10,33 @@ __all__ = [
     "CATEGORY",
     "CONFIG_MAP_FOLDER",
     "DEFAULT_NAMESPACE",
+    "ENTRIES_PATH",
+    "EXECUTION_NAME_ANNOTATION",
     "EXECUTION_UID_LABEL",
     "GROUP",
     "INIT_CONTAINER",
     "KIND",
     "MANAGED_LABEL",
     "MANAGED_VALUE",
+    "MODE_LABEL",
     "NAMESPACE_VARIABLE",
+    "NO_SUBARRAY",
     "PLURAL",
     "POD_NAME_VARIABLE",
+    "PROCEDURE_LABEL",
+    "REHEARSAL_VALUE",
     "RUNNER_HOME",
+    "SB_FOLDER",
+    "SCRIPTS_FOLDER",
     "SCRIPT_CONTAINER",
     "SERVICE_ACCOUNT_FOLDER",
     "SHORT_NAME",
+    "SUBARRAY_LABEL",
+    "TIMELINE_AUDIENCE",
+    "TIMELINE_CA_FILE_VARIABLE",
+    "TIMELINE_TOKEN_FILE",
+    "TIMELINE_TOKEN_FILE_VARIABLE",
+    "TIMELINE_URL_VARIABLE",
     "USER_MODULE",
     "VERSION",
 ]
@@ -51,6 +65,22 @@ MANAGED_VALUE = "script"
 EXECUTION_UID_LABEL = f"{GROUP}/execution-uid"
 """On every script Pod: the uid of its execution. (The name would not do: a label's value has 63 characters, a name 253.)"""
 
+EXECUTION_NAME_ANNOTATION = f"{GROUP}/execution"
+"""On every script Pod: the name of its execution, for people, and for who finds the Pod without its execution."""
+
+PROCEDURE_LABEL = f"{GROUP}/procedure-id"
+"""On every script Pod: the number that users know its execution by."""
+
+SUBARRAY_LABEL = f"{GROUP}/subarray"
+"""On every script Pod: the subarray that its execution locks, or `NO_SUBARRAY`; absent: the start may still name one."""
+
+NO_SUBARRAY = "none"
+
+MODE_LABEL = f"{GROUP}/mode"
+"""On the script Pod of a rehearsal, with `REHEARSAL_VALUE`: a network policy of its own selects it, others leave it out."""
+
+REHEARSAL_VALUE = "rehearsal"
+
 SCRIPT_CONTAINER = "script"
 """The container of a script Pod in which runner and script live; `kubectl logs` shows it."""
 
@@ -71,3 +101,27 @@ POD_NAME_VARIABLE = "OET_POD_NAME"
 
 NAMESPACE_VARIABLE = "OET_NAMESPACE"
 """Environment variable with the namespace of that Pod and its execution."""
+
+SCRIPTS_FOLDER = "/scripts"
+"""Folder of the shipped scripts in OET's image."""
+
+SB_FOLDER = "/tmp"
+"""Where a script finds the scheduling block of its activity: the one folder that any image and any user can write to."""
+
+TIMELINE_URL_VARIABLE = "OET_TIMELINE_URL"
+"""Environment variable that tells a runner where to post its entries; without it they go to the log alone."""
+
+TIMELINE_TOKEN_FILE_VARIABLE = "OET_TIMELINE_TOKEN_FILE"
+"""Environment variable with the file of the token that goes along."""
+
+TIMELINE_CA_FILE_VARIABLE = "OET_TIMELINE_CA_FILE"
+"""Environment variable with the certificate authorities of an https address; without it those of the image."""
+
+TIMELINE_AUDIENCE = "oet-timeline"
+"""Whom that token is for: the API server takes it for nothing else, and the REST server takes no other."""
+
+TIMELINE_TOKEN_FILE = "/var/run/secrets/oet-timeline/token"
+"""Where a script Pod has it."""
+
+ENTRIES_PATH = "/internal/executions/{uid}/entries"
+"""Where on the REST server a runner posts its entries."""

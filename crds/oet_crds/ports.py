@@ -13,7 +13,17 @@ from oet_crds.execution import FunctionArgs, ScriptExecution, ScriptExecutionSpe
 from oet_crds.states import DesiredState
 from oet_crds.topics import EntryKind
 
-__all__ = ["ExecutionStore", "Health", "Record", "SpecChange", "Timeline", "TimelineEntry"]
+__all__ = [
+    "Archive",
+    "EntrySink",
+    "ExecutionStore",
+    "Health",
+    "Record",
+    "RunnerEntry",
+    "SpecChange",
+    "Timeline",
+    "TimelineEntry",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +35,8 @@ class SpecChange:
     """Replaces `spec.args.main`."""
     when_busy: WhenBusy | None = None
     stop: StopOptions | None = None
+    abort_of: str | None = None
+    """Sets `spec.abort_of`: starts an abort script that is held, for this stopped execution."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,4 +157,57 @@ class Timeline(Protocol):
 
     def wait(self, after: int, timeout_seconds: float) -> bool:
         """Wait until an entry newer than `after` exists. Returns whether one does."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerEntry:
+    """One entry as a runner numbered it.
+
+    Attributes:
+        seq: The runner's number: counts from 1 per execution, in the order in which things happened, without gaps.
+        time: Seconds since the epoch at which it happened.
+        kind: What sort of entry it is.
+        topic: Dotted topic.
+        payload: Fields of the message, JSON-able.
+    """
+
+    seq: int
+    time: float
+    kind: EntryKind
+    topic: str
+    payload: Mapping[str, Any]
+
+
+class Archive(Protocol):
+    """Executions as last seen, for as long as they are to be kept: also after the engine has removed them."""
+
+    def find(self, procedure_id: int) -> ScriptExecution | None:
+        """Return an execution, None when there is none. One that is gone without a known end is UNKNOWN.
+
+        Raises:
+            UnavailableError: It cannot be read now.
+        """
+        ...
+
+    def read_archive(self, after: int, limit: int, *, is_backwards: bool = False) -> Sequence[ScriptExecution]:
+        """Return executions with greater procedure ids than `after`, at most `limit`, those that the engine has among them.
+
+        In order of their ids, or with `is_backwards` the greatest first. Raises UnavailableError.
+        """
+        ...
+
+
+class EntrySink(Protocol):
+    """Where runners' entries go. At least once from the runner, stored once: by the execution's uid and `seq`."""
+
+    def ingest(self, execution: ScriptExecution, entries: Sequence[RunnerEntry]) -> int:
+        """Store entries of an execution, those that are stored already left as they are; durable when this returns.
+
+        Returns:
+            The highest `seq` that is stored for this execution: the runner may forget all up to it.
+
+        Raises:
+            UnavailableError: The store takes nothing now; the runner keeps what it has and tries again.
+        """
         ...

@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 from oet_crds.errors import InvalidTransitionError
-from oet_crds.execution import ExecutionArgs, ScriptExecution, ScriptExecutionSpec
+from oet_crds.execution import ExecutionArgs, ScriptExecution, ScriptExecutionSpec, ScriptSource
+from oet_crds.git import mask_credentials
 from oet_crds.ports import SpecChange
-from oet_crds.states import DesiredState
+from oet_crds.states import DesiredState, Mode, Purpose
 from oet_crds.subarrays import SUBARRAY_KEY, parse_subarray
 
-__all__ = ["compute_subarray", "validate_change", "validate_subarray"]
+__all__ = ["compute_subarray", "describe_script", "validate_change", "validate_subarray"]
 
 
 def _list_arguments(spec: ScriptExecutionSpec) -> list[Any]:
@@ -18,11 +19,27 @@ def _list_arguments(spec: ScriptExecutionSpec) -> list[Any]:
     return [call.kwargs[SUBARRAY_KEY] for call in calls if call.kwargs.get(SUBARRAY_KEY) is not None]
 
 
+def describe_script(source: ScriptSource) -> str:
+    """Say in one line where a script is. Pure."""
+    if source.file:
+        return source.file.path
+    if source.config_map:
+        return f"configmap/{source.config_map.name}:{source.config_map.key}"
+    if source.git:
+        at = source.git.commit or source.git.branch
+        return f"{mask_credentials(source.git.repository)}{f'@{at}' if at else ''}:{source.git.path}"
+    return "inline"
+
+
 def compute_subarray(spec: ScriptExecutionSpec) -> int | None:
-    """Return the subarray that an execution must hold while it runs, None when it needs none.
+    """Return the subarray that an execution must hold while it runs, None when it needs none: a rehearsal never does.
 
     `spec.subarray`, else `subarray_id` of `init`'s keyword arguments, else of `main`'s.
     """
+    return None if spec.mode is Mode.REHEARSAL else _find_named(spec)
+
+
+def _find_named(spec: ScriptExecutionSpec) -> int | None:
     if spec.subarray is not None:
         return spec.subarray
     return next((parse_subarray(value) for value in _list_arguments(spec)), None)
@@ -38,9 +55,9 @@ def validate_subarray(spec: ScriptExecutionSpec) -> str | None:
         number = parse_subarray(value)
         if number is None:
             return f"{SUBARRAY_KEY} must be a whole number, not {value!r}"
-        locked = compute_subarray(spec)
-        if number != locked:
-            return f"{SUBARRAY_KEY} {number} differs from subarray {locked}, which the execution would hold"
+        named = _find_named(spec)
+        if number != named:
+            return f"{SUBARRAY_KEY} {number} differs from subarray {named}, which the execution names as well"
     return None
 
 
@@ -59,6 +76,13 @@ def validate_change(execution: ScriptExecution, change: SpecChange) -> ScriptExe
         raise InvalidTransitionError(f"{name} is being stopped, and a stop is final", state)
     if desired is DesiredState.READY and execution.status.grant:
         raise InvalidTransitionError(f"{name} was started; it can only be stopped", state)
+    if spec.purpose is Purpose.ABORT and desired is DesiredState.RUNNING and not (spec.abort_of or change.abort_of):
+        raise InvalidTransitionError(f"{name} is an abort script: a stop with abort starts it, nothing else", state)
+    if change.abort_of is not None and (
+        spec.purpose is not Purpose.ABORT or spec.abort_of not in (None, change.abort_of)
+    ):
+        raise InvalidTransitionError(f"{name} cannot abort for {change.abort_of}: it is for something else", state)
+    _check_abort(execution, change)
     args = spec.args
     if change.main is not None and change.main != args.main:
         if spec.desired_state is not DesiredState.READY:
@@ -70,9 +94,23 @@ def validate_change(execution: ScriptExecution, change: SpecChange) -> ScriptExe
             "args": args,
             "when_busy": change.when_busy or spec.when_busy,
             "stop": change.stop or spec.stop,
+            "abort_of": change.abort_of or spec.abort_of,
         }
     )
     # Only what the change brings: a stop must get through whatever was stored before.
     if change.main is not None and (problem := validate_subarray(changed)):
         raise InvalidTransitionError(f"{name}: {problem}", state)
     return changed
+
+
+def _check_abort(execution: ScriptExecution, change: SpecChange) -> None:
+    """Raise InvalidTransitionError for a stop with abort when nothing says which subarray to abort."""
+    spec = execution.spec
+    is_new = change.desired_state is DesiredState.STOPPED and spec.desired_state is not DesiredState.STOPPED
+    is_named = _find_named(spec) is not None
+    if is_new and (change.stop or spec.stop).abort and spec.mode is not Mode.REHEARSAL and not is_named:
+        raise InvalidTransitionError(
+            f"Procedure {execution.procedure_id} names no subarray, so it is not clear what to abort. "
+            "Nothing was stopped: stop it without abort",
+            execution.status.state,
+        )

@@ -13,6 +13,8 @@ __all__ = [
     "TRANSITIONS",
     "ConditionType",
     "DesiredState",
+    "Mode",
+    "Purpose",
     "State",
     "is_allowed",
     "is_final",
@@ -61,6 +63,28 @@ class DesiredState(str, Enum):
     __str__ = str.__str__
 
 
+class Mode(str, Enum):
+    """What an execution works on (`spec.mode`)."""
+
+    OPERATION = "Operation"
+    """The telescope. Who runs on a subarray holds it."""
+    REHEARSAL = "Rehearsal"
+    """A simulated telescope of its own, out of reach of the real one. It holds no subarray."""
+
+    __str__ = str.__str__
+
+
+class Purpose(str, Enum):
+    """What an execution is for (`spec.purpose`)."""
+
+    SCRIPT = "Script"
+    """A user's script."""
+    ABORT = "Abort"
+    """The abort script of a deployment: it runs after a stop with abort, or is held READY for one. OET alone makes these."""
+
+    __str__ = str.__str__
+
+
 class ConditionType(str, Enum):
     """The conditions that OET sets."""
 
@@ -72,6 +96,12 @@ class ConditionType(str, Enum):
     """True once the script is being stopped, with the reason."""
     COMPLETE = "Complete"
     """True when `main` returned; False when the execution ended in any other way."""
+    ABORTED = "Aborted"
+    """Of an execution stopped with abort: True when its abort script is COMPLETE; False when that did not work: an alarm."""
+    ARMED = "Armed"
+    """Of an abort script that is held READY: True once it is; False when it could not be, or ended: an alarm."""
+    NEEDED = "Needed"
+    """Of an abort script that is held READY: whether its subarray is in use."""
 
     __str__ = str.__str__
 

@@ -8,7 +8,15 @@ from __future__ import annotations
 import re
 from enum import Enum
 
-__all__ = ["MAX_MESSAGE_BYTES", "MESSAGE_FD_VARIABLE", "MESSAGE_INODE_VARIABLE", "EntryKind", "Topic", "is_topic"]
+__all__ = [
+    "MAX_MESSAGE_BYTES",
+    "MESSAGE_FD_VARIABLE",
+    "MESSAGE_INODE_VARIABLE",
+    "EntryKind",
+    "Severity",
+    "Topic",
+    "is_topic",
+]
 
 MESSAGE_FD_VARIABLE = "OET_MESSAGE_FD"
 """Environment variable that tells a script's processes where messages go: the number of a file descriptor."""
@@ -27,22 +35,58 @@ class Topic(str, Enum):
     """A topic that OET itself publishes. Scripts may publish on any other as well."""
 
     REQUEST_CREATE = "request.procedure.create"
+    """Somebody asked for a procedure to be prepared."""
     REQUEST_START = "request.procedure.start"
+    """Somebody asked for its start."""
     REQUEST_STOP = "request.procedure.stop"
+    """Somebody asked for its stop."""
+    REQUEST_ACTIVITY_RUN = "request.activity.run"
+    """Somebody asked for an activity of a scheduling block."""
     STATE_CHANGE = "procedure.lifecycle.statechange"
+    """It reached a state: `new_state`."""
     STACKTRACE = "procedure.lifecycle.stacktrace"
+    """It failed, and this is where."""
     CREATED = "procedure.lifecycle.created"
+    """It was created, and has its number."""
     STARTED = "procedure.lifecycle.started"
+    """Its start was granted."""
     STOPPED = "procedure.lifecycle.stopped"
+    """Its stop is certain; with abort, how that ended."""
     COMPLETE = "procedure.lifecycle.complete"
+    """It is COMPLETE."""
     FAILED = "procedure.lifecycle.failed"
+    """It FAILED."""
+    ACTIVITY_RUNNING = "activity.lifecycle.running"
+    """An activity was taken: it has its procedure, which is being prepared."""
+    SB_STARTED = "sb.lifecycle.started"
+    """`main` of an activity began: `sbi_id` is the scheduling block instance."""
+    SB_SUCCEEDED = "sb.lifecycle.finished.succeeded"
+    """The activity's procedure is COMPLETE."""
+    SB_FAILED = "sb.lifecycle.finished.failed"
+    """The activity's procedure FAILED or was STOPPED. Of one that is UNKNOWN neither is said."""
+    ABORT_FAILED = "abort.failed"
+    """Alarm: it was stopped, and its abort did not work; what the subarray does is not known. Has `severity` and `message`."""
+    ARMING_FAILED = "abort.arming.failed"
+    """Alarm: no abort script is held READY for the subarray, so that its abort would take as long as a start."""
     ANNOUNCE = "script.announce"
+    """What a script says by `oet.announce`."""
     PROGRESS = "script.progress"
     """How far the script says it is: `fraction` from 0 to 1, and a text."""
     LOG = "script.log"
     """A line that the script printed. Not on the event stream; read it under `/procedures/{id}/logs`."""
     LOG_DROPPED = "script.log.dropped"
     """Lines that were dropped because the script printed more than OET keeps."""
+
+    __str__ = str.__str__
+
+
+class Severity(str, Enum):
+    """How much an alarm matters: `severity` in its payload."""
+
+    ALARM = "ALARM"
+    """Somebody must look now."""
+    WARNING = "WARNING"
+    """Somebody should look; nothing is in danger yet."""
 
     __str__ = str.__str__
 

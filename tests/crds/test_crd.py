@@ -63,7 +63,14 @@ def test_every_field_is_described(part: str) -> None:
 def test_absent_choices_are_filled_in_by_the_api_server() -> None:
     fields = _schema()["properties"]["spec"]["properties"]
     given = {name: field["default"] for name, field in fields.items() if "default" in field}
-    assert given == {"args": {}, "desiredState": "Running", "whenBusy": "Wait", "stop": {}}
+    assert given == {
+        "args": {},
+        "mode": "Operation",
+        "purpose": "Script",
+        "desiredState": "Running",
+        "whenBusy": "Wait",
+        "stop": {},
+    }
     stop = {name: field["default"] for name, field in fields["stop"]["properties"].items()}
     assert stop == {"gracePeriodSeconds": 10, "abort": False}
 
@@ -98,7 +105,7 @@ def test_watches_can_select_by_state_pod_and_subarray() -> None:
 
 def test_every_rule_says_in_words_what_it_forbids() -> None:
     rules = [rule for _, schema in _walk(_schema(), "") for rule in schema.get("x-kubernetes-validations", [])]
-    assert len(rules) == 7
+    assert len(rules) == 13
     assert all(rule["message"] and "\n" not in rule["message"] for rule in rules)
 
 
