@@ -54,11 +54,13 @@ def _choose_mailbox(arguments: list[str]) -> Callable[[], Mailbox]:
         return lambda: mailbox
     from oet_runner.kube_client import observe_api_server  # The local engine's runners have no use for these.
     from oet_runner.kube_mailbox import KubeMailbox
+    from oet_runner.poster import observe_timeline_server
 
     server = observe_api_server(os.environ)
+    timeline = observe_timeline_server(os.environ)
 
     def _start() -> Mailbox:
-        kube_mailbox = KubeMailbox(server)
+        kube_mailbox = KubeMailbox(server, timeline=timeline)
         kube_mailbox.start()
         hide_process()  # The script runs as the same user.
         os.set_blocking(2, False)  # A container's log that nobody reads must not hold the supervisor up.
@@ -86,8 +88,8 @@ def main() -> int:
     gc.collect()
     gc.freeze()  # What both processes share stays shared: a collection in one would copy the pages.
     channels = fork_child()
+    wakeup_fd = catch_signals()  # First: a stop may come as soon as the driver can see that the runner is there.
     mailbox = start_mailbox()
-    wakeup_fd = catch_signals()
     Supervisor(mailbox, channels, Family(channels.child_pid), wakeup_fd, observe_oom_kills).run()
     return 0
 

@@ -19,7 +19,7 @@ from oet_crds.states import State
 from oet_crds.topics import MESSAGE_FD_VARIABLE, MESSAGE_INODE_VARIABLE
 from oet_runner import pubsub_hook
 from oet_runner.family import set_parent_death_signal
-from oet_runner.script import ScriptStopped, describe_exception, load_module
+from oet_runner.script import ScriptStopped, SourceError, describe_exception, load_module
 from oet_runner.verdict import Ending, How, Phase
 
 TYPE_CHECKING = False
@@ -224,9 +224,9 @@ class _Performance:
     def _perform(self) -> None:
         assignment = self._control.receive()
         self._adopt(assignment)
-        self._report([State.IDLE, State.LOADING])
-        self._phase = Phase.LOAD
-        module = self._module = load_module(assignment["script"])
+        if assignment.get("problem"):
+            raise SourceError(assignment["problem"])
+        module = self._module = load_module(self._prepare(assignment["script"]))
         init = getattr(module, "init", None)
         if init is not None:
             self._report([State.IDLE, State.INITIALISING])
@@ -241,11 +241,33 @@ class _Performance:
         self._report([State.RUNNING])
         _call(module.main, grant.get("main"))  # Looked up only now: a script may define it in `init`.
 
+    def _prepare(self, script: dict[str, Any]) -> dict[str, Any]:
+        """Go on to LOADING, and return the script in a form that can be loaded."""
+        git = script.get("git")
+        if git is None:
+            self._begin(State.LOADING, Phase.LOAD)
+            return script
+        from oet_runner.source import GitSource  # A spare that serves no git script need not have it in its memory.
+
+        wants_environment = git.get("createEnv") is True
+        self._begin(*((State.PREP_ENV, Phase.PREPARE) if wants_environment else (State.LOADING, Phase.LOAD)))
+        source = GitSource(git)
+        source.fetch(lambda commit: self._control.send([{"commit": commit}]))
+        if wants_environment:
+            source.enter_environment()
+            self._begin(State.LOADING, Phase.LOAD)
+        return {"file": {"path": source.find_file()}}
+
+    def _begin(self, state: State, phase: Phase) -> None:
+        self._report([State.IDLE, state])
+        self._phase = phase
+
     def _adopt(self, assignment: dict[str, Any]) -> None:
         procedure_id = str(assignment.get("procedureId"))
         threading.main_thread().name = procedure_id  # Scripts name themselves by it in what they publish.
         os.environ["OET_PROCEDURE_ID"] = procedure_id
         os.environ["OET_EXECUTION_UID"] = str(assignment.get("uid"))
+        os.environ.update(assignment.get("environment") or {})
         os.environ[MESSAGE_FD_VARIABLE] = str(self._message_fd)
         os.environ[MESSAGE_INODE_VARIABLE] = str(os.fstat(self._message_fd).st_ino)
 

@@ -168,13 +168,22 @@ class Family:
             _signal(-self.child_pid, signal.SIGCONT)
             self._is_group_terminated = True
 
-    def terminate_others(self) -> None:
+    def terminate_others(self, spare: int | None = None) -> int:
         """Send SIGTERM to every other process of the family; stopped ones are continued, so that they can act on it.
 
         Called again, it reaches only what has lost its parent meanwhile: what else is new was started by a process
         that has had the signal, to tidy up.
+
+        Args:
+            spare: A process that is left alone with all that it started; None: there is none.
+
+        Returns:
+            How many processes of the family there are, without those.
         """
         processes = _observe({self._own_pid})
+        if spare in processes:
+            spared = {spare, *compute_descendants(processes, spare)}
+            processes = {pid: process for pid, process in processes.items() if pid not in spared}
         heads = {pid for pid, process in processes.items() if process.parent == self._own_pid} - self._terminated
         pids = [*heads, *compute_descendants(processes, *heads)]
         for pid in pids:
@@ -183,6 +192,7 @@ class Family:
                 _signal(pid, signal.SIGTERM)
                 _signal(pid, signal.SIGCONT)
         self._terminated.update(pids)
+        return len(compute_descendants(processes, self._own_pid))
 
     def kill(self, budget_seconds: float) -> bool:
         """Kill and reap, in rounds, until nothing is left or the time is over.

@@ -13,7 +13,9 @@ from oet_crds.names import GROUP, NAMESPACE_VARIABLE, PLURAL, POD_NAME_VARIABLE,
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Generator, Iterator, Mapping
+    from typing import Generator, Iterator, Mapping, Protocol
+else:
+    Protocol = object  # Importing typing would take the time that a Pod has for its script.
 
 __all__ = [
     "JSON_PATCH",
@@ -23,7 +25,9 @@ __all__ = [
     "Connection",
     "HttpError",
     "RefusedError",
+    "Server",
     "observe_api_server",
+    "read_token",
 ]
 
 JSON_PATCH = "application/json-patch+json"
@@ -87,6 +91,25 @@ class RefusedError(Exception):
         self.answer = answer
 
 
+class Server(Protocol):
+    """Where to connect to, and as whom.
+
+    Attributes:
+        host: Name or address.
+        port: Its port.
+        is_secure: Whether it speaks TLS.
+        ca_file: File with its certificate authorities; empty: those that this machine trusts.
+    """
+
+    host: str
+    port: int
+    is_secure: bool
+    ca_file: str
+
+    def observe_token(self) -> str:
+        """Return the token to send along; empty for none."""
+
+
 class ApiServer:
     """Where the API server is, as whom to talk to it, and whose execution is looked for.
 
@@ -94,12 +117,13 @@ class ApiServer:
         host: Name or address.
         port: Its port.
         is_secure: Whether it speaks TLS.
-        folder: Where token and certificate authority are.
+        folder: Where the token is.
+        ca_file: Its certificate authority.
         path: URL path of the executions in this Pod's namespace.
         pod: Name of this Pod.
     """
 
-    __slots__ = ("folder", "host", "is_secure", "path", "pod", "port")
+    __slots__ = ("ca_file", "folder", "host", "is_secure", "path", "pod", "port")
 
     def __init__(self, url: str, folder: str, namespace: str, pod: str) -> None:
         """Take the address apart.
@@ -115,16 +139,22 @@ class ApiServer:
         self.port = int(port)
         self.is_secure = scheme == "https"
         self.folder = folder
+        self.ca_file = os.path.join(folder, "ca.crt")
         self.path = f"/apis/{GROUP}/{VERSION}/namespaces/{namespace}/{PLURAL}"
         self.pod = pod
 
     def observe_token(self) -> str:
         """Return the token, read again: the kubelet replaces it long before it runs out. Empty where there is none."""
-        try:
-            with open(os.path.join(self.folder, "token"), encoding="ascii") as file:
-                return file.read().strip()
-        except (OSError, ValueError):
-            return ""
+        return read_token(os.path.join(self.folder, "token"))
+
+
+def read_token(path: str) -> str:
+    """Return the token in a file, which the kubelet replaces long before it runs out; empty where there is none."""
+    try:
+        with open(path, encoding="ascii") as file:
+            return file.read().strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def observe_api_server(environ: Mapping[str, str]) -> ApiServer:
@@ -149,7 +179,7 @@ def observe_api_server(environ: Mapping[str, str]) -> ApiServer:
 class Connection:
     """One connection: opened when it is needed, kept, and closed by the first thing that goes wrong. For one thread."""
 
-    def __init__(self, server: ApiServer) -> None:
+    def __init__(self, server: Server) -> None:
         self._server = server
         self._socket: socket.socket | None = None
         self._incoming = bytearray()
@@ -182,7 +212,10 @@ class Connection:
 
         # Not create_default_context: its strictest checks refuse the certificates that many clusters make for themselves.
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.load_verify_locations(os.path.join(self._server.folder, "ca.crt"))
+        if self._server.ca_file:
+            context.load_verify_locations(self._server.ca_file)
+        else:
+            context.load_default_certs()
         return context.wrap_socket(connected, server_hostname=self._server.host.encode("ascii", "replace"))
 
     def close(self) -> None:

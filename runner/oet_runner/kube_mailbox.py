@@ -2,7 +2,7 @@
 
 Before any line of the script runs, the runner claims the execution: it writes its own random name there, on the condition that
 nobody has written since it looked. So at most one runner ever runs an execution, and one without a claim was never run.
-Messages and printed lines go to the container's log (`oet_crds.container_log`).
+Messages and printed lines go to the container's log (`oet_crds.container_log`). Where a timeline is, all goes there as well.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import os
 import time
 
 from oet_crds.container_log import build_log_line
-from oet_crds.mailbox import MailKind
+from oet_crds.mailbox import DELIVERY_SECONDS, MailKind
 from oet_crds.states import State
 from oet_crds.topics import EntryKind
 from oet_runner.kube_client import JSON_PATCH, MERGE_PATCH
@@ -27,6 +27,7 @@ from oet_runner.kube_report import (
 )
 from oet_runner.kube_threads import Inbox, Patcher, Request, Watcher, Word, start_thread
 from oet_runner.mailbox import Desired, Outbox
+from oet_runner.poster import Poster
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     from oet_runner.kube_client import Answer, ApiServer
     from oet_runner.polling import Poller
+    from oet_runner.poster import TimelineServer
 
 __all__ = ["KubeMailbox"]
 
@@ -64,13 +66,15 @@ class KubeMailbox:
 
     sends_states_apart = True
 
-    def __init__(self, server: ApiServer, log_fd: int = STDOUT_FD) -> None:
+    def __init__(self, server: ApiServer, log_fd: int = STDOUT_FD, timeline: TimelineServer | None = None) -> None:
         self.desired = Desired()
         self._name = os.urandom(16).hex()
         self._path = server.path
         self._inbox = Inbox()
         self._patcher = Patcher(server, self._inbox)
         self._watcher = Watcher(server, self._inbox)
+        self._poster = Poster(timeline, self._inbox) if timeline is not None else None
+        self._delivery_ends: float | None = None
         self._outbox = Outbox(log_fd)
         self._outbox_moved = time.monotonic()
         self._report = RunnerReport(self._name)
@@ -89,6 +93,7 @@ class KubeMailbox:
             Word.DELETED: self._accept_deletion,
             Word.ANSWERED: self._accept_answer,
             Word.NOTED: self._accept_note,
+            Word.POSTED: lambda _value, _now: None,  # That the loop has turned is all.
         }
 
     def start(self) -> None:
@@ -120,12 +125,18 @@ class KubeMailbox:
         kind = content["kind"]
         if kind == MailKind.EXIT:
             self._report.set_exit(content)
+            if self._poster is not None:
+                # The timeline's last word of this runner: it need not wait for more.
+                last = {name: content[name] for name in ("n", "t", "outcome")}
+                self._poster.add([{"k": EntryKind.STATE, **last}])
             self._due = 0.0
         elif kind == MailKind.REPORT:
             self._accept_entries(content["entries"])
         self._ask(time.monotonic())
 
     def _accept_entries(self, entries: list[dict[str, Any]]) -> None:
+        if self._poster is not None:
+            self._poster.add(entries)
         lines = []
         for entry in entries:
             if entry["k"] == EntryKind.STATE:
@@ -155,6 +166,18 @@ class KubeMailbox:
     def is_stuck(self, now: float) -> bool:
         """Tell whether the log has not taken a byte for so long that the exit must not wait for it."""
         return len(self._outbox) > 0 and now - self._outbox_moved > LOG_PATIENCE_SECONDS
+
+    def is_full(self) -> bool:
+        """Tell whether so much waits for the timeline that the script's next message must wait too."""
+        return self._poster is not None and self._poster.is_full
+
+    def is_delivering(self, now: float) -> bool:
+        """Tell whether the timeline still lacks something, within the time that the rest may take."""
+        if self._poster is None or not self._has_claim or self._is_gone or self._poster.is_empty:
+            return False
+        if self._delivery_ends is None:
+            self._delivery_ends = now + DELIVERY_SECONDS
+        return now < self._delivery_ends
 
     def _has_listener(self) -> bool:
         """Tell whether there is an execution in which something can be reported."""
@@ -208,6 +231,8 @@ class KubeMailbox:
             return
         if course is Course.SERVE and not self._has_claim:
             self._has_claim = True
+            if self._poster is not None:
+                self._poster.begin(execution.uid)
             self._known = execution.runner
             self._acknowledged = max(self._acknowledged, CLAIM_REVISION)
         # Our claim in an execution that is over for everybody else: the node was cut off, and its subarray given away.

@@ -19,6 +19,7 @@ __all__ = [
     "Execution",
     "RunnerReport",
     "build_claim",
+    "build_file",
     "build_script",
     "build_update",
     "decide_course",
@@ -90,13 +91,17 @@ class Execution:
             )
             arguments = spec.get("args") or {}
             self.grant: dict[str, Any] | None = None
-            if status.get("grant"):
+            grant = status.get("grant")
+            # A standing grant, which an abort script has that is held, is one once its start is asked for.
+            if grant and (not grant.get("standing") or spec.get("desiredState") == DesiredState.RUNNING):
                 self.grant = arguments.get("main") or _NO_ARGUMENTS
             self.assignment = {
                 "uid": self.uid,
                 "procedureId": status.get("procedureId"),
+                "mode": spec.get("mode"),
                 "script": build_script(spec["script"]),
                 "init": arguments.get("init"),
+                "file": build_file(spec.get("activity")),
             }
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"an execution from the API server cannot be understood: {error!r}") from error
@@ -112,6 +117,11 @@ def build_script(script: dict[str, Any]) -> dict[str, Any]:
     if config_map:
         return {"file": {"path": f"{CONFIG_MAP_FOLDER}/{config_map['key']}"}}
     return script
+
+
+def build_file(activity: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the file that the script is to find, of `spec.activity`; None for none. Pure."""
+    return {"path": activity["sbPath"], "text": activity["sbJson"]} if activity else None
 
 
 class Course(Enum):
@@ -158,10 +168,11 @@ class RunnerReport:
         last_state: The last state that it tells; None before the first.
     """
 
-    __slots__ = ("_claim", "_cuts", "_exit", "_transitions", "has_exit", "has_run", "last_state", "revision")
+    __slots__ = ("_claim", "_commit", "_cuts", "_exit", "_transitions", "has_exit", "has_run", "last_state", "revision")
 
     def __init__(self, claim: str) -> None:
         self._claim = claim
+        self._commit: str | None = None
         self._transitions: list[dict[str, Any]] = []
         self._exit: dict[str, Any] = {}
         self._cuts = 0
@@ -175,6 +186,7 @@ class RunnerReport:
         number = len(self._transitions) + 1
         self.last_state = State(entry["state"])
         self.has_run = self.has_run or self.last_state is State.RUNNING
+        self._commit = entry.get("commit") or self._commit
         self._transitions.append({"seq": number, "state": str(self.last_state), "time": format_time(entry["t"])})
         self.revision += 1
 
@@ -182,6 +194,7 @@ class RunnerReport:
         """Add the exit, given as the mail of that kind."""
         names = ("outcome", "reason", "message", "stacktrace", "exitCode", "signal")
         self._exit = {name: mail[name] for name in names if mail.get(name) is not None}
+        self._commit = mail.get("commit") or self._commit
         self._exit["time"] = format_time(mail["t"])
         self.has_exit = True
         self.revision += 1
@@ -205,6 +218,8 @@ class RunnerReport:
         runner: dict[str, Any] = {"claim": self._claim}
         if self._transitions:
             runner["transitions"] = list(self._transitions)
+        if self._commit:
+            runner["resolvedCommit"] = self._commit
         if self._exit:
             runner["exit"] = dict(self._exit)
         return runner

@@ -57,6 +57,8 @@ class Word(Enum):
     """A request and its answer; None for no answer."""
     NOTED = "noted"
     """Words for the log."""
+    POSTED = "posted"
+    """The timeline has taken something."""
 
 
 class Inbox:

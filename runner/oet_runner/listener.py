@@ -6,6 +6,7 @@ import json
 import os
 import time
 
+from oet_crds.git import is_commit
 from oet_crds.states import State, is_allowed
 from oet_crds.topics import MAX_MESSAGE_BYTES, EntryKind
 from oet_runner.messages import parse_message
@@ -46,7 +47,7 @@ MAX_RECORD_BYTES = 1024 * 1024
 MAX_CLOCK_SKEW_SECONDS = 60.0
 """A time in a record that is further off was not read from this machine's clock just now."""
 
-_BEGINNINGS = (State.LOADING, State.INITIALISING, State.RUNNING)
+_BEGINNINGS = (State.PREP_ENV, State.LOADING, State.INITIALISING, State.RUNNING)
 """What is printed in the same instant belongs after these states, and before the others."""
 
 
@@ -73,6 +74,7 @@ class Listener:
     Attributes:
         is_up: The script's process waits for an assignment, or had one.
         ending: What it said of its end; None before.
+        commit: The commit that it fetched; None before, and for scripts that are not from git.
         hold_until: Until when (monotonic seconds) a report may wait for what comes next; 0 when it may not.
     """
 
@@ -88,6 +90,7 @@ class Listener:
         self._has_run = False
         self.is_up = False
         self.ending: Ending | None = None
+        self.commit: str | None = None
         self.hold_until = 0.0
 
     @property
@@ -112,7 +115,12 @@ class Listener:
 
     def receive(self, ready: dict[int, bool]) -> None:
         """Read from the channels that are ready, and from all where the order matters."""
-        records = self._read_records() if self._channels.control_fd in ready else []
+        # The records always: poll looks at one channel after the other, so it can miss a RUNNING that was sent before the message
+        # which it then sees.
+        is_spoken_to = any(
+            fd in ready for fd in (self._channels.control_fd, self._channels.message_fd, *self._splitters)
+        )
+        records = self._read_records() if is_spoken_to else []
         # All that was printed before a record was sent can be read by now.
         first = max((i + 1 for i, record in enumerate(records) if record.get("state") in _BEGINNINGS), default=0)
         for record in records[:first]:
@@ -174,6 +182,8 @@ class Listener:
                 self.ending = self.ending or parse_ending(record["ending"])
             elif record.get("isUp") is True:
                 self.is_up = True
+            elif is_commit(record.get("commit")):
+                self.commit = self.commit or record["commit"]
         except (ValueError, TypeError, AttributeError) as error:
             self._complain(f"a record is ignored: {error}")
 
@@ -184,7 +194,8 @@ class Listener:
         is_plausible = isinstance(at, float) and abs(at - now) < MAX_CLOCK_SKEW_SECONDS
         self._state = state
         self._has_run = self._has_run or state is State.RUNNING
-        self._spool.add(EntryKind.STATE, {"state": state}, float(at) if is_plausible else now)  # type: ignore[arg-type]
+        fields = {"state": state, "commit": self.commit} if self.commit else {"state": state}
+        self._spool.add(EntryKind.STATE, fields, float(at) if is_plausible else now)  # type: ignore[arg-type]
         self.hold_until = time.monotonic() + HOLD_SECONDS if state in _PASSING_STATES else 0.0
 
     def _complain(self, text: str) -> None:

@@ -108,6 +108,12 @@ class Mailbox(Protocol):
     def is_stuck(self, now: float) -> bool:
         """Tell whether printed lines have not moved for so long that the exit must not wait for them any more."""
 
+    def is_full(self) -> bool:
+        """Tell whether no more messages should be taken from the script for now."""
+
+    def is_delivering(self, now: float) -> bool:
+        """Tell, when all is sent and the exit is known, whether it is worth to go on for what nobody waits for."""
+
 
 class Outbox:
     """Bytes on their way into a non-blocking file descriptor."""
@@ -214,4 +220,12 @@ class PipeMailbox:
 
     def is_stuck(self, now: float) -> bool:
         """Tell that the exit always waits its turn: all goes the same way."""
+        return False
+
+    def is_full(self) -> bool:
+        """Tell that there is always room: what the driver has not read holds the spool up."""
+        return False
+
+    def is_delivering(self, now: float) -> bool:
+        """Tell that all goes one way, and nothing is left when that is empty."""
         return False

@@ -17,7 +17,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-__all__ = ["ScriptStopped", "UnsupportedSourceError", "describe_exception", "load_module"]
+__all__ = ["ScriptStopped", "SourceError", "UnsupportedSourceError", "describe_exception", "load_module"]
 
 _FILE_PREFIX = "file://"
 _INLINE_NAME = "<inline script>"
@@ -29,8 +29,25 @@ class ScriptStopped(BaseException):
     """Raised in the script by SIGTERM. Not an `Exception`, so that `except Exception` does not swallow a stop."""
 
 
-class UnsupportedSourceError(Exception):
+class SourceError(Exception):
+    """The script cannot be had as it was asked for; the text says why.
+
+    Attributes:
+        how: In which way that ends it.
+        log: The end of what a program printed that failed; empty where none did.
+    """
+
+    how = How.UNFETCHED
+
+    def __init__(self, message: str, log: str = "") -> None:
+        super().__init__(message)
+        self.log = log
+
+
+class UnsupportedSourceError(SourceError):
     """The script comes from a source that this engine cannot fetch."""
+
+    how = How.UNSUPPORTED
 
 
 def load_module(script: dict[str, Any]) -> types.ModuleType:
@@ -97,8 +114,8 @@ def describe_exception(error: BaseException, phase: Phase) -> Ending:
     """Build the ending of a script that an exception left. Never raises because of what the exception is like."""
     if isinstance(error, ScriptStopped):
         return Ending(How.TERMINATED, phase)
-    if isinstance(error, UnsupportedSourceError):
-        return Ending(How.UNSUPPORTED, phase, str(error))
+    if isinstance(error, SourceError):
+        return Ending(error.how, phase, str(error), error.log or None)
     text, stacktrace = _format(error)
     if isinstance(error, SystemExit):
         ending = Ending(How.EXITED, phase, _describe_code(error.code), stacktrace)

@@ -34,7 +34,11 @@ def encode(value: object) -> bytes:
 
 
 class Spool:
-    """Entries that were seen and not sent yet, in order."""
+    """Entries that were seen and not sent yet, in order.
+
+    Attributes:
+        is_held: Whoever they go on to can take no more messages for now.
+    """
 
     __slots__ = (
         "_dropped",
@@ -45,6 +49,7 @@ class Spool:
         "_number",
         "_size",
         "_states",
+        "is_held",
     )
 
     def __init__(self, limit_bytes: int = LOG_LIMIT_BYTES) -> None:
@@ -56,6 +61,7 @@ class Spool:
         self._number = 0
         self._dropped = 0
         self._is_dropping = False
+        self.is_held = False
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -68,7 +74,7 @@ class Spool:
     @property
     def is_full_of_messages(self) -> bool:
         """Whether no more messages should be taken from the script for now."""
-        return self._message_bytes >= MESSAGE_LIMIT_BYTES
+        return self.is_held or self._message_bytes >= MESSAGE_LIMIT_BYTES
 
     def take_number(self, now: float) -> int:
         """Return the number for the entry that comes next, after the word on lines that were dropped before it."""

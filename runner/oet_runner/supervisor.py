@@ -8,15 +8,17 @@ import sys
 import time
 
 from oet_crds.mailbox import MailKind
+from oet_runner.given_file import GivenFile
 from oet_runner.listener import Listener
 from oet_runner.mailbox import log
 from oet_runner.polling import Poller
+from oet_runner.rehearsal import Rehearsal, is_rehearsal
 from oet_runner.spool import Spool, encode
 from oet_runner.verdict import Facts, How, decide_verdict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable
+    from typing import Any, Callable
 
     from oet_runner.channels import Channels
     from oet_runner.family import Family
@@ -40,11 +42,14 @@ OTHERS_POLL_SECONDS = 0.05
 KILL_BURST_SECONDS = 0.05
 """Killing goes on for so long before the loop looks at its other work."""
 
+TANGO_HOST_VARIABLE = "TANGO_HOST"
+"""Where Tango's clients look for the database."""
+
 STUBBORN_SECONDS = 30.0
 """After so long the log says that something cannot be ended. It is tried on, for ever: nothing false is reported."""
 
 STUCK_POLL_SECONDS = 1.0
-"""How often it is asked whether the exit should wait on for printed lines that do not move."""
+"""How often it is asked, at the end, whether to wait on for what does not move."""
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
@@ -88,6 +93,8 @@ class Supervisor:
         self._poller.set(wakeup_fd, readable=True)
         self._spool = Spool()
         self._listener = Listener(channels, self._spool)
+        self._rehearsal = Rehearsal()
+        self._given_file = GivenFile()
         self._has_said_hello = False
         self._is_assigned = False
         self._is_granted = False
@@ -105,9 +112,11 @@ class Supervisor:
             ready = self._wait(time.monotonic())
             # Words of the child first: what it did before a stop came, it did before the stop.
             self._listener.receive(ready)
+            self._receive_simulation()
             self._receive_signals(ready)
             self._mailbox.receive(time.monotonic())
         self._listener.drain()
+        self._given_file.remove()
         self._report_exit()
 
     # ---- in and out ----------------------------------------------------------------------------------------------
@@ -115,6 +124,7 @@ class Supervisor:
     def _wait(self, now: float) -> dict[int, bool]:
         self._mailbox.watch(self._poller)
         self._listener.watch(self._poller)
+        self._rehearsal.watch(self._poller)
         timeouts = [self._listener.compute_timeout(now)]
         if self._spool and self._listener.hold_until > now:
             timeouts.append(self._listener.hold_until - now)
@@ -125,6 +135,10 @@ class Supervisor:
             timeouts.append(max(0.0, deadline - now))
             timeouts.append(max(0.0, self._others_due - now))
         return self._poller.wait(min((seconds for seconds in timeouts if seconds is not None), default=None))
+
+    def _receive_simulation(self) -> None:
+        lines = [b"oet.simulation: " + line for line in self._rehearsal.receive(self._poller)]
+        self._spool.add_lines("stderr", lines, time.time())
 
     def _receive_signals(self, ready: dict[int, bool]) -> None:
         if self._wakeup_fd not in ready:
@@ -139,6 +153,7 @@ class Supervisor:
     def _send_report(self) -> None:
         self._channels.to_child.flush()
         self._mailbox.flush()
+        self._spool.is_held = self._mailbox.is_full()
         if self._listener.is_up and not self._has_said_hello:
             self._has_said_hello = True
             version = ".".join(map(str, sys.version_info[:3]))
@@ -178,24 +193,38 @@ class Supervisor:
     def _must_kill(self, now: float) -> bool:
         """Tell whether politeness is over; until it is, ask processes outside the script's group to end."""
         if not self._is_stopping:
-            return self._family.child_status is not None
+            return self._family.child_status is not None or bool(self._rehearsal.problem)
         if not self._is_assigned:
             return True
         self._was_killed = now >= (self._mailbox.desired.stop_deadline or 0.0)
         if not self._was_killed and now >= self._others_due:
             self._others_due = now + OTHERS_POLL_SECONDS
-            self._family.terminate_others()
+            # A script that tidies up needs its telescope for that; when it has done, nobody does.
+            left = self._family.terminate_others(spare=self._rehearsal.pid)
+            return self._rehearsal.pid is not None and left == 0
         return self._was_killed
 
     def _forward(self) -> None:
         """Hand on to the child what it may know by now."""
         desired = self._mailbox.desired
         if desired.assignment is not None and not self._is_assigned:
-            self._is_assigned = True
-            self._channels.to_child.write(encode(desired.assignment) + b"\n")
+            self._assign(desired.assignment)
         if desired.grant is not None and self._is_assigned and not self._is_granted:
             self._is_granted = True
             self._channels.to_child.write(encode(desired.grant) + b"\n")
+
+    def _assign(self, assignment: dict[str, Any]) -> None:
+        """Give the child its script; in a rehearsal only once the simulated telescope is there."""
+        if is_rehearsal(assignment):
+            self._rehearsal.start()
+            if not self._rehearsal.tango_host:
+                return
+            # Over whatever the environment says: a rehearsal that looks for the real telescope would only fail to find it.
+            assignment = {**assignment, "environment": {TANGO_HOST_VARIABLE: self._rehearsal.tango_host}}
+        self._is_assigned = True
+        if problem := self._given_file.write(assignment):
+            assignment = {**assignment, "problem": problem}
+        self._channels.to_child.write(encode(assignment) + b"\n")
 
     def _begin_stop(self, now: float) -> None:
         if self._is_stopping:
@@ -223,7 +252,8 @@ class Supervisor:
         """Tell the driver how it ended, and wait until it has read that or is gone."""
         desired = self._mailbox.desired
         self._listener.hold_until = 0.0
-        has_verdict = self._is_assigned or (self._is_stopping and not desired.is_abandoned)
+        is_served = self._is_assigned or bool(self._rehearsal.problem)
+        has_verdict = is_served or (self._is_stopping and not desired.is_abandoned)
         exit_mail = self._build_exit() if has_verdict else None
         self._poller = Poller()  # Of what was waited for so far, nothing matters any more.
         while not desired.is_abandoned:
@@ -231,10 +261,11 @@ class Supervisor:
             if exit_mail is not None and (not self._spool or self._mailbox.is_stuck(time.monotonic())):
                 self._mailbox.send(exit_mail)
                 exit_mail = None
-            if exit_mail is None and not self._spool and not self._mailbox.has_unsent():
+            is_told = exit_mail is None and not self._spool and not self._mailbox.has_unsent()
+            if is_told and not self._mailbox.is_delivering(time.monotonic()):
                 return
             self._mailbox.watch(self._poller)
-            self._poller.wait(STUCK_POLL_SECONDS if exit_mail is not None else None)
+            self._poller.wait(STUCK_POLL_SECONDS if is_told or exit_mail is not None else None)
             self._mailbox.receive(time.monotonic())
 
     def _build_exit(self) -> bytes:
@@ -242,6 +273,7 @@ class Supervisor:
         facts.is_stop_asked = self._was_stopped
         facts.stop_grace_seconds = self._mailbox.desired.stop_grace_seconds
         facts.was_killed = self._was_killed
+        facts.problem, facts.problem_words = self._rehearsal.problem, self._rehearsal.words
         facts.has_oom_kill = self._observe_oom_kills() > self._oom_kills_before
         verdict = decide_verdict(facts)
         now = time.time()
@@ -256,5 +288,6 @@ class Supervisor:
                 "stacktrace": verdict.stacktrace,
                 "exitCode": facts.exit_code,
                 "signal": facts.signal,
+                "commit": self._listener.commit,
             }
         )

@@ -19,6 +19,7 @@ class Phase(str, Enum):
     """What the script's process was at. The value completes the sentence "it ended while ..."."""
 
     START = "it was being started"
+    PREPARE = "its environment was being prepared"
     LOAD = "the script was being loaded"
     INIT = "init ran"
     WAIT = "it waited for the start of main"
@@ -36,6 +37,8 @@ class How(str, Enum):
     EXITED = "exited"
     TERMINATED = "terminated"
     UNSUPPORTED = "unsupported"
+    UNFETCHED = "unfetched"
+    UNPREPARED = "unprepared"
 
     __str__ = str.__str__
 
@@ -90,6 +93,8 @@ class Facts:
         stop_grace_seconds: The grace period of that stop.
         was_killed: The grace period ran out before all of it had ended.
         has_oom_kill: The kernel killed something for want of memory meanwhile.
+        problem: Why the simulated telescope of a rehearsal did not start; empty where it did, or none was needed.
+        problem_words: What it printed.
     """
 
     __slots__ = (
@@ -98,6 +103,8 @@ class Facts:
         "has_oom_kill",
         "is_stop_asked",
         "phase",
+        "problem",
+        "problem_words",
         "signal",
         "stop_grace_seconds",
         "was_killed",
@@ -116,6 +123,8 @@ class Facts:
         self.stop_grace_seconds = 0.0
         self.was_killed = False
         self.has_oom_kill = False
+        self.problem = ""
+        self.problem_words = ""
 
 
 class Verdict:
@@ -139,7 +148,8 @@ def compute_phase(state: State | None, *, has_run: bool) -> Phase:
     """
     if state is State.READY:
         return Phase.AFTER if has_run else Phase.WAIT
-    phases = {State.LOADING: Phase.LOAD, State.INITIALISING: Phase.INIT, State.RUNNING: Phase.MAIN}
+    phases = {State.PREP_ENV: Phase.PREPARE, State.LOADING: Phase.LOAD}
+    phases.update({State.INITIALISING: Phase.INIT, State.RUNNING: Phase.MAIN})
     return phases.get(state, Phase.START) if state else Phase.START
 
 
@@ -148,6 +158,8 @@ def decide_verdict(facts: Facts) -> Verdict:
     ending = facts.ending
     if facts.is_stop_asked:
         return _describe_stop(facts)
+    if facts.problem:
+        return _describe_problem(facts)
     if ending is not None and ending.how is not How.RETURNED and not (ending.is_clean_exit and _is_in_main(ending)):
         return _describe_failure(ending)
     if facts.signal:
@@ -176,12 +188,27 @@ def _describe_stop(facts: Facts) -> Verdict:
     return Verdict(Outcome.STOPPED, Reason.STOP_REQUESTED, message, stacktrace)
 
 
+_NOT_HAD = {
+    How.UNSUPPORTED: Reason.UNSUPPORTED_SOURCE,
+    How.UNFETCHED: Reason.FETCH_FAILED,
+    How.UNPREPARED: Reason.ENVIRONMENT_FAILED,
+}
+"""Scripts that never became a file: none of their own lines is to blame."""
+
+
+def _describe_problem(facts: Facts) -> Verdict:
+    words = facts.problem_words.strip()
+    message = f"{facts.problem}: {words.splitlines()[-1]}" if words else facts.problem
+    stacktrace = words[-MAX_STACKTRACE_CHARS:] or None
+    return Verdict(Outcome.FAILED, Reason.SIMULATION_FAILED, message[:MAX_TEXT_CHARS], stacktrace)
+
+
 def _describe_failure(ending: Ending) -> Verdict:
     failed = {Phase.INIT: Reason.INIT_FAILED, Phase.MAIN: Reason.MAIN_FAILED}
     reason = failed.get(ending.phase, Reason.LOAD_FAILED)
     message = f"{ending.text} (raised while {ending.phase})"
-    if ending.how is How.UNSUPPORTED:
-        reason, message = Reason.UNSUPPORTED_SOURCE, ending.text
+    if ending.how in _NOT_HAD:
+        reason, message = _NOT_HAD[ending.how], ending.text
     elif ending.how is How.EXITED:
         reason, message = Reason.SCRIPT_EXITED, f"the script left by sys.exit({ending.text}) while {ending.phase}"
     elif ending.how is How.TERMINATED:

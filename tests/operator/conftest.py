@@ -38,7 +38,8 @@ class Builder:
 
     def execution(self, reached: State = State.CREATING, number: int = 1, **fields: Any) -> ScriptExecution:
         """Build an execution whose runner has reported every state up to the first `reached`; fields of spec and status."""
-        status = {key: fields.pop(key) for key in list(fields) if key in ScriptExecutionStatus.model_fields}
+        own = ScriptExecutionStatus.model_fields.keys() - ScriptExecutionSpec.model_fields.keys()
+        status = {key: fields.pop(key) for key in list(fields) if key in own}
         age_seconds = fields.pop("age_seconds", 10)
         deleted = fields.pop("deleted", False)
         fields.setdefault("desired_state", DesiredState.READY)

@@ -18,10 +18,11 @@ from oet_crds.execution import (
     WhenBusy,
 )
 from oet_crds.reasons import Outcome, Reason
-from oet_crds.states import ConditionType, DesiredState, State
+from oet_crds.states import ConditionType, DesiredState, Mode, State
 from oet_operator.core.actions import CreateAbort, CreatePod, DeleteExecution, DeletePod, StopRunner
-from oet_operator.core.decide import BACKSTOP_SECONDS
-from oet_operator.core.snapshot import Presence
+from oet_operator.core.decide import BACKSTOP_SECONDS, decide
+from oet_operator.core.locks import Leftover, build_lock_table
+from oet_operator.core.snapshot import Presence, RunnerObservation, Snapshot
 
 RUN, STOP = DesiredState.RUNNING, DesiredState.STOPPED
 THERE = [Presence.STARTING, Presence.ALIVE]
@@ -259,6 +260,26 @@ def test_nothing_is_granted_before_ready(make: Any, reached: State) -> None:
     assert make.decide(make.execution(reached, desired_state=RUN)).status.grant is None
 
 
+def test_start_without_subarray_is_granted_with_the_runner_and_one_with_subarray_is_not(make: Any) -> None:
+    def grant(**spec: Any) -> Any:
+        return make.decide(make.execution(**spec), Presence.NONE).status.grant
+
+    assert grant(desired_state=RUN).subarray is None
+    assert grant(desired_state=RUN, subarray=1) is None
+    assert grant(desired_state=DesiredState.READY) is None
+    assert grant(desired_state=RUN, grant=make.grant(None)) == make.grant(None)
+
+
+def test_runner_whose_execution_was_deleted_holds_the_subarray_on(make: Any) -> None:
+    execution = make.execution(State.READY, desired_state=RUN, subarray=1)
+    locks = build_lock_table([execution], [Leftover("gone", 5, 1)])
+    runner = RunnerObservation(Presence.ALIVE)
+    waiting = decide(Snapshot(execution, runner, locks, make.now)).status
+    assert (waiting.grant, waiting.reason) == (None, Reason.SUBARRAY_BUSY)
+    other = make.execution(State.READY, desired_state=RUN, subarray=2)
+    assert decide(Snapshot(other, runner, locks, make.now)).status.grant is not None
+
+
 def test_nothing_is_granted_that_was_not_asked_for(make: Any) -> None:
     assert make.decide(make.execution(State.READY)).status.grant is None
 
@@ -321,9 +342,38 @@ def test_abort_is_created_once(make: Any) -> None:
     assert make.decide(execution, Presence.NONE).actions == ()
 
 
-def test_abort_without_a_subarray_is_nothing(make: Any) -> None:
-    execution = make.execution(State.RUNNING, state=State.STOPPED, desired_state=STOP, stop=ABORT)
+def test_abort_never_follows_a_rehearsal(make: Any) -> None:
+    execution = make.execution(
+        State.RUNNING,
+        state=State.STOPPED,
+        desired_state=STOP,
+        stop=ABORT,
+        grant=make.grant(None),
+        mode=Mode.REHEARSAL,
+        subarray=1,
+    )
     assert make.decide(execution, Presence.NONE).actions == ()
+
+
+@pytest.mark.parametrize("busy", WhenBusy)
+def test_rehearsal_starts_on_a_subarray_that_another_holds_and_does_not_hold_it(make: Any, busy: WhenBusy) -> None:
+    holder = make.execution(State.RUNNING, number=1, grant=make.grant(), desired_state=RUN)
+    rehearsal = make.execution(
+        State.READY, number=2, desired_state=RUN, subarray=1, when_busy=busy, mode=Mode.REHEARSAL
+    )
+    granted = make.decide(rehearsal, others=(holder,)).status
+    assert granted.grant is not None
+    assert granted.grant.subarray is None
+    rehearsal = rehearsal.model_copy(update={"status": granted})
+    waiting = make.execution(State.READY, number=3, desired_state=RUN, subarray=1)
+    assert make.decide(waiting, others=(rehearsal,)).status.grant.subarray == 1
+
+
+def test_rehearsal_with_two_subarrays_is_as_wrong_as_an_operation(make: Any) -> None:
+    init = ExecutionArgs(init=FunctionArgs(kwargs={"subarray_id": 2}))
+    rehearsal = make.execution(desired_state=RUN, subarray=1, args=init, mode=Mode.REHEARSAL)
+    status = make.decide(rehearsal, Presence.NONE).status
+    assert (status.state, status.reason) == (State.FAILED, Reason.INVALID_SPEC)
 
 
 def test_subarray_stays_held_until_the_abort_has_taken_over(make: Any) -> None:

@@ -10,6 +10,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
+from oet_api.decisions import decide_armed, is_abort_safe
+from oet_crds.aborts import find_serving, find_target
+from oet_crds.ends import with_runner_news
 from oet_crds.errors import InvalidTransitionError
 from oet_crds.execution import (
     AbortStatus,
@@ -30,11 +33,21 @@ from oet_crds.execution import (
 )
 from oet_crds.ports import SpecChange
 from oet_crds.reasons import Outcome, Reason
+from oet_crds.settings import EngineSettings
 from oet_crds.specs import compute_subarray, validate_change
-from oet_crds.states import DesiredState, State, is_allowed, is_final
-from oet_operator.core.actions import CreateAbort, CreatePod, DeletePod, StopRunner
+from oet_crds.states import DesiredState, Mode, Purpose, State, is_allowed, is_final
+from oet_operator.core.aborts import build_abort_spec, build_abort_view
+from oet_operator.core.actions import (
+    ArmAbort,
+    CreateAbort,
+    CreatePod,
+    DeleteExecution,
+    DeletePod,
+    StopRunner,
+    UseArmed,
+)
 from oet_operator.core.decide import decide
-from oet_operator.core.locks import build_lock_table
+from oet_operator.core.locks import build_lock_table, may_begin
 from oet_operator.core.snapshot import Presence, RunnerObservation, Snapshot
 
 SOURCE = ScriptSource(inline=InlineScript(source="def main(): pass"))
@@ -71,11 +84,18 @@ class World(RuleBasedStateMachine):
         self.stored: dict[int, ScriptExecution] = {}
         self.runners: dict[int, Runner] = {}
         self.finals: dict[int, tuple[State, Any]] = {}
+        self.count = 0
+        self.has_operator = True
+        self.safe: dict[int, str] = {}
+        """Uids of those that the REST server stopped with abort while they held their subarray."""
+        self.served: set[str] = set()
+        """Uids of those whose abort has begun."""
 
     # ---- users -------------------------------------------------------------------------------------------------------
 
     def _store(self, spec: ScriptExecutionSpec, **status: Any) -> int:
-        number = len(self.stored) + 1
+        self.count += 1
+        number = self.count
         history = [HistoryEntry(seq=1, state=State.CREATING, time=self.now)]
         self.stored[number] = ScriptExecution(
             metadata=Metadata(name=f"p{number}", uid=f"u{number}", creation_timestamp=self.now),
@@ -89,11 +109,12 @@ class World(RuleBasedStateMachine):
         subarray=st.sampled_from([None, 1, 1, 2]),
         desired=st.sampled_from([DesiredState.READY, DesiredState.RUNNING]),
         busy=st.sampled_from(WhenBusy),
+        mode=st.sampled_from([Mode.OPERATION, Mode.OPERATION, Mode.REHEARSAL]),
         deadline=st.sampled_from([None, None, 30]),
         ready=st.sampled_from([None, None, 20]),
     )
-    def create(self, subarray: Any, desired: Any, busy: Any, deadline: Any, ready: Any) -> Any:
-        if len(self.stored) >= 8:
+    def create(self, subarray: Any, desired: Any, busy: Any, mode: Any, deadline: Any, ready: Any) -> Any:
+        if len(self.stored) >= 9:
             return multiple()
         return self._store(
             ScriptExecutionSpec(
@@ -101,6 +122,7 @@ class World(RuleBasedStateMachine):
                 args=ExecutionArgs(init=FunctionArgs(kwargs={} if subarray is None else {"subarray_id": subarray})),
                 desired_state=desired,
                 when_busy=busy,
+                mode=mode,
                 active_deadline_seconds=deadline,
                 ready_timeout_seconds=ready,
             )
@@ -114,16 +136,50 @@ class World(RuleBasedStateMachine):
     )
     def change(self, number: int, desired: DesiredState, busy: WhenBusy, abort: bool) -> None:
         stop = StopOptions(abort=abort) if desired is DesiredState.STOPPED else None
-        execution = self.stored[number]
+        self._change(number, SpecChange(desired_state=desired, when_busy=busy, stop=stop))
+
+    def _change(self, number: int, change: SpecChange) -> None:
+        execution = self.stored.get(number)
         try:
-            spec = validate_change(execution, SpecChange(desired_state=desired, when_busy=busy, stop=stop))
+            spec = validate_change(execution, change) if execution else None
         except InvalidTransitionError:
+            return
+        if execution is None or spec is None:
             return
         if spec != execution.spec:
             metadata = execution.metadata.model_copy(update={"generation": execution.metadata.generation + 1})
             self.stored[number] = execution.model_copy(update={"spec": spec, "metadata": metadata})
 
-    @rule(seconds=st.sampled_from([1, 7, 25]))
+    # ---- the REST server ---------------------------------------------------------------------------------------------
+
+    def _see(self) -> list[ScriptExecution]:
+        return [with_runner_news(one) for one in self.stored.values()]
+
+    @rule(number=executions)
+    def stop_with_abort(self, number: int) -> None:
+        execution = self.stored.get(number)
+        if execution is None or with_runner_news(execution).is_finished:
+            return
+        if is_abort_safe(execution) and execution.spec.mode is Mode.OPERATION:
+            self.safe[number] = execution.uid
+        self._change(number, SpecChange(desired_state=DesiredState.STOPPED, stop=StopOptions(abort=True)))
+
+    @rule()
+    def server_starts_armed(self) -> None:
+        for number in self.safe:
+            seen = self._see()
+            stopped = next((one for one in seen if one.procedure_id == number), None)
+            choice = decide_armed(stopped, seen) if stopped else None
+            if stopped and choice and find_target(choice) is None:
+                change = SpecChange(desired_state=DesiredState.RUNNING, abort_of=stopped.uid)
+                self._change(choice.procedure_id or 0, change)
+                assert find_target(self.stored[choice.procedure_id or 0]) == stopped.uid
+
+    @rule(is_there=st.booleans())
+    def operator_comes_or_goes(self, is_there: bool) -> None:
+        self.has_operator = is_there
+
+    @rule(seconds=st.sampled_from([1, 7, 25, 70]))
     def pass_time(self, seconds: int) -> None:
         self.now += timedelta(seconds=seconds)
 
@@ -135,7 +191,10 @@ class World(RuleBasedStateMachine):
         if runner is None or not runner.lives or runner.presence is Presence.LOST:
             return
         runner.presence = Presence.ALIVE
-        execution = self.stored[number]
+        execution = self.stored.get(number)
+        if execution is None:
+            runner.presence = Presence.GONE
+            return
         if runner.told_to_stop or execution.spec.desired_state is DesiredState.STOPPED:
             self._end(runner, Outcome.STOPPED, Reason.STOP_REQUESTED)
         elif len(runner.states) < len(PREPARATION):
@@ -143,8 +202,26 @@ class World(RuleBasedStateMachine):
         elif runner.states[-1] is State.RUNNING:
             runner.states.append(State.READY)
             self._end(runner, Outcome.COMPLETE, Reason.COMPLETED)
-        elif execution.status.grant is not None:
-            runner.states.append(State.RUNNING)
+        elif self._may_begin(execution):
+            self._begin(execution, runner)
+
+    def _may_begin(self, execution: ScriptExecution) -> bool:
+        """Tell what a runner finds when it looks for its grant (`oet_runner.kube_report`)."""
+        grant = execution.status.grant
+        return grant is not None and (not grant.standing or execution.spec.desired_state is DesiredState.RUNNING)
+
+    def _begin(self, execution: ScriptExecution, runner: Runner) -> None:
+        runner.states.append(State.RUNNING)
+        grant, target = execution.status.grant, find_target(execution)
+        if target is not None:
+            assert target not in self.served, "the abort script runs twice"
+            self.served.add(target)
+        for number, uid in self.safe.items():
+            owed = self.stored.get(number)
+            is_over = number in self.runners and not self.runners[number].lives
+            has_ended = any(find_target(one) == uid and one.is_finished for one in self.stored.values())
+            if owed and owed.status.grant and grant and is_over and uid not in self.served and not has_ended:
+                assert grant.subarray is None or grant.subarray != owed.status.grant.subarray, "somebody slipped in"
 
     def _end(self, runner: Runner, outcome: Outcome, reason: Reason) -> None:
         runner.exit = RunnerExit(outcome=outcome, reason=reason, message="", time=self.now)
@@ -166,7 +243,9 @@ class World(RuleBasedStateMachine):
         if runner is None:
             return
         states = runner.states[: len(runner.states) - int(late)]
-        execution = self.stored[number]
+        execution = self.stored.get(number)
+        if execution is None:
+            return
         known = execution.status.runner.transitions if execution.status.runner else []
         if len(states) < len(known) or (execution.status.runner and execution.status.runner.exit):
             return
@@ -187,20 +266,39 @@ class World(RuleBasedStateMachine):
         presence = runner.presence if runner else Presence.NONE
         if runner and presence is Presence.GONE and runner.exit is not None:
             presence = Presence.ALIVE  # Its last report is still on its way.
-        locks = build_lock_table(self.stored.values())
-        return Snapshot(self.stored[number], RunnerObservation(presence), locks, self.now)
+        return self._build_snapshot(self.stored[number], RunnerObservation(presence))
+
+    def _build_snapshot(self, execution: ScriptExecution, runner: RunnerObservation) -> Snapshot:
+        every = list(self.stored.values())
+        serving = find_serving(every, execution.uid)
+        aborts = build_abort_view(execution, every, is_prearmed=True, serving=serving)
+        return Snapshot(execution, runner, build_lock_table(every), self.now, aborts)
 
     @rule(number=executions)
     def reconcile(self, number: int) -> None:
+        if number not in self.stored or not self.has_operator:
+            return
         seen = self._snapshot(number)
         plan = decide(seen)
         self._set_status(number, plan.status)
         stored = self.stored[number]
-        again = decide(Snapshot(stored, seen.runner, build_lock_table(self.stored.values()), self.now))
+        again = decide(self._build_snapshot(stored, seen.runner))
         assert again.status is stored.status
         for action in plan.actions:
             self._apply(number, action)
-        assert not any(isinstance(action, CreateAbort) for action in decide(self._snapshot(number)).actions)
+        if number in self.stored:
+            left = decide(self._snapshot(number)).actions
+            assert not any(isinstance(action, CreateAbort | UseArmed | ArmAbort) for action in left)
+        # Those that only the engine has made are looked at as well.
+        for other in list(self.stored):
+            if self.stored[other].spec.purpose is Purpose.ABORT and other != number and number in self.stored:
+                self._look(other)
+
+    def _look(self, number: int) -> None:
+        plan = decide(self._snapshot(number))
+        self._set_status(number, plan.status)
+        for action in plan.actions:
+            self._apply(number, action)
 
     def _apply(self, number: int, action: object) -> None:
         if isinstance(action, CreatePod):
@@ -210,11 +308,24 @@ class World(RuleBasedStateMachine):
         elif isinstance(action, DeletePod) and self.runners[number].exit is None:
             self.runners[number].presence = Presence.GONE
         elif isinstance(action, CreateAbort):
+            assert self.stored[number].spec.mode is Mode.OPERATION
             grant = Grant(time=self.now, subarray=action.subarray) if action.inherit else None
-            made = self._store(ScriptExecutionSpec(script=SOURCE, subarray=action.subarray), grant=grant)
-            self._set_status(
-                number, self.stored[number].status.model_copy(update={"abort": AbortStatus(procedure_id=made)})
-            )
+            spec = build_abort_spec(EngineSettings(), "/scripts", action.subarray, self.stored[number].uid)
+            self._record_abort(number, self._store(spec, grant=grant))
+        elif isinstance(action, UseArmed):
+            armed = action.armed.procedure_id or 0
+            assert self.stored[armed] is action.armed
+            grant = Grant(time=self.now, subarray=action.subarray, standing=False, abort_of=self.stored[number].uid)
+            self._set_status(armed, self.stored[armed].status.model_copy(update={"grant": grant}))
+            self._record_abort(number, armed)
+        elif isinstance(action, ArmAbort):
+            self._store(build_abort_spec(EngineSettings(), "/scripts", action.subarray))
+        elif isinstance(action, DeleteExecution):
+            del self.stored[number]
+
+    def _record_abort(self, number: int, aborter: int) -> None:
+        abort = AbortStatus(procedure_id=aborter)
+        self._set_status(number, self.stored[number].status.model_copy(update={"abort": abort}))
 
     # ---- what always holds -------------------------------------------------------------------------------------------
 
@@ -222,7 +333,9 @@ class World(RuleBasedStateMachine):
     def one_per_subarray(self) -> None:
         for subarray in (1, 2):
             granted = [
-                one for one in self.stored.values() if one.status.grant and one.status.grant.subarray == subarray
+                one
+                for one in self._see()
+                if may_begin(one) and one.status.grant and one.status.grant.subarray == subarray
             ]
             assert sum(not one.is_finished for one in granted) <= 1
             in_main = [
@@ -230,10 +343,20 @@ class World(RuleBasedStateMachine):
                 for number, runner in self.runners.items()
                 # What is lost is UNKNOWN, and said to be so: its subarray is for people to look at.
                 if runner.is_in_main
+                and number in self.stored
                 and runner.presence is not Presence.LOST
                 and compute_subarray(self.stored[number].spec) == subarray
             ]
             assert len(in_main) <= 1
+
+    @invariant()
+    def rehearsals_hold_nothing_and_wait_for_nobody(self) -> None:
+        for execution in self.stored.values():
+            status = execution.status
+            if execution.spec.mode is Mode.REHEARSAL:
+                assert status.grant is None or status.grant.subarray is None
+                assert status.refusal is None
+                assert status.reason is not Reason.SUBARRAY_BUSY
 
     @invariant()
     def final_states_stay(self) -> None:
@@ -259,7 +382,9 @@ class World(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """Once the world is left alone, everything ends or waits for a reason that can be read."""
+        self.has_operator = True
         for _ in range(60):
+            self.server_starts_armed()
             for number in list(self.stored):
                 self.runner_goes_on(number)
                 self.report_arrives(number, late=False)

@@ -17,12 +17,13 @@ from oet_crds.execution import (
     FunctionArgs,
     HistoryEntry,
     RunnerStatus,
+    ScriptSource,
     StopOptions,
     WhenBusy,
 )
 from oet_crds.history import count_merged, with_runner_transitions
 from oet_crds.ports import SpecChange
-from oet_crds.specs import compute_subarray, validate_change, validate_subarray
+from oet_crds.specs import compute_subarray, describe_script, validate_change, validate_subarray
 from oet_crds.states import ConditionType, DesiredState, State
 from oet_crds.subarrays import parse_subarray
 from oet_operator.core.locks import LockTable, build_lock_table
@@ -209,3 +210,18 @@ def test_pod_names_are_repeatable_and_differ_for_different_executions(
 ) -> None:
     assert build_pod_name(*one) == build_pod_name(*one)
     assert (build_pod_name(*one) == build_pod_name(*two)) == (one == two)
+
+
+@pytest.mark.parametrize(
+    ("source", "line"),
+    [
+        ({"file": {"path": "/scripts/a.py"}}, "/scripts/a.py"),
+        ({"inline": {"source": "x"}}, "inline"),
+        ({"config_map": {"name": "c", "key": "a.py"}}, "configmap/c:a.py"),
+        ({"git": {"repository": "https://h/r", "path": "a.py"}}, "https://h/r:a.py"),
+        ({"git": {"repository": "https://h/r", "path": "a.py", "branch": "b"}}, "https://h/r@b:a.py"),
+        ({"git": {"repository": "https://h/r", "path": "a.py", "branch": "b", "commit": "c"}}, "https://h/r@c:a.py"),
+    ],
+)
+def test_script_of_any_kind_is_told_in_one_line(source: Any, line: str) -> None:
+    assert describe_script(ScriptSource.model_validate(source)) == line

@@ -9,7 +9,7 @@ import kopf
 import pytest
 from aiohttp import web
 
-from oet_operator.kube.client import KubeClient
+from oet_operator.kube.client import PAGE_SIZE, KubeClient
 from oet_operator.kube.errors import (
     ApiConflictError,
     ApiError,
@@ -17,7 +17,7 @@ from oet_operator.kube.errors import (
     ApiRefusedError,
     ApiUnavailableError,
 )
-from oet_operator.kube.paths import Paths
+from oet_operator.kube.paths import Paths, find_resource
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -63,6 +63,7 @@ def test_refusal_is_an_error_by_who_must_act(status: int, error: type[ApiError])
             await client.post(Paths("n").pods, {})
         assert (refused.value.status, refused.value.reason) == (status, "Why")
         assert client.counts == {("POST", status): 1}
+        assert not client.writes
 
     _with_server(refuse, use)
 
@@ -94,7 +95,7 @@ def test_answer_that_is_no_object_is_unavailable() -> None:
 def test_list_comes_page_by_page_with_the_credentials() -> None:
     async def list_pages(request: web.Request) -> web.Response:
         assert request.headers["Authorization"] == "Bearer me"
-        assert request.query["limit"] == "500"
+        assert request.query["limit"] == str(PAGE_SIZE)
         token = request.query.get("continue", "0")
         more = {"continue": str(int(token) + 1)} if int(token) < 2 else {}
         return web.json_response({"metadata": {"resourceVersion": "12", **more}, "items": [{"page": token}]})
@@ -104,3 +105,25 @@ def test_list_comes_page_by_page_with_the_credentials() -> None:
         assert found == [("0", 12), ("1", 12), ("2", 12)]
 
     _with_server(list_pages, use)
+
+
+@pytest.mark.parametrize(
+    ("path", "resource"),
+    [
+        (Paths("n").pods, "pods"),
+        (Paths("namespaces").pod("pods"), "pods"),
+        (Paths("n").status("e"), "scriptexecutions/status"),
+        (f"{Paths('n').leases}/x", "leases"),
+    ],
+)
+def test_writes_are_counted_by_what_they_change(path: str, resource: str) -> None:
+    async def accept(request: web.Request) -> web.Response:
+        return web.json_response({})
+
+    async def use(client: KubeClient) -> None:
+        await client.get(path)
+        await client.patch(path, {})
+        assert client.writes == {("PATCH", resource): 1}
+
+    assert find_resource(path) == resource
+    _with_server(accept, use)

@@ -16,10 +16,21 @@ from oet_crds.execution import (
     ScriptExecutionStatus,
     ScriptSource,
 )
-from oet_crds.names import CONFIG_MAP_FOLDER, INIT_CONTAINER, MANAGED_LABEL, POD_NAME_VARIABLE
-from oet_crds.settings import KubernetesSettings
-from oet_crds.states import State
-from oet_operator.kube.pod_builder import build_pod
+from oet_crds.names import (
+    CONFIG_MAP_FOLDER,
+    INIT_CONTAINER,
+    MANAGED_LABEL,
+    MODE_LABEL,
+    NO_SUBARRAY,
+    POD_NAME_VARIABLE,
+    REHEARSAL_VALUE,
+    SUBARRAY_LABEL,
+    TIMELINE_TOKEN_FILE_VARIABLE,
+    TIMELINE_URL_VARIABLE,
+)
+from oet_crds.settings import GitSettings, KubernetesSettings
+from oet_crds.states import DesiredState, Mode, State
+from oet_operator.kube.pod_builder import build_git_environ, build_pod
 from oet_operator.kube.reconciler import build_status_patch
 
 SETTINGS = KubernetesSettings(image="oet:1")
@@ -88,12 +99,83 @@ def test_template_of_nonsense_is_an_error_that_the_operator_expects(template: di
 
 
 def test_status_patch_holds_what_changed_and_nothing_of_the_runner() -> None:
-    before = ScriptExecutionStatus(pod_name="p", message="old")
+    before = ScriptExecutionStatus(pod_name="p", message="old", procedure_id=4)
     history = [HistoryEntry(seq=1, state=State.CREATING, time=NOW)]
     after = ScriptExecutionStatus(pod_name="p", procedure_id=4, history=history)
     assert build_status_patch(before, after) == {
         "history": [{"seq": 1, "state": State.CREATING, "time": "2026-11-23T00:00:00Z"}],
         "message": None,
-        "procedureId": 4,
     }
     assert build_status_patch(after, after) == {}
+
+
+def test_first_status_is_written_whole_since_nothing_is_stored() -> None:
+    patch = build_status_patch(ScriptExecutionStatus(), ScriptExecutionStatus(procedure_id=4))
+    assert (patch["state"], patch["procedureId"]) == (State.CREATING, 4)
+
+
+def test_script_from_git_cannot_change_what_its_runner_may() -> None:
+    environ = build_git_environ(GitSettings(allowed="a.org"))
+    wanted = {"name": "OET_GIT_ALLOWED", "value": ""}
+    evil = {"spec": {"containers": [{"name": "script", "env": [wanted]}]}}
+    script = {"git": {"repository": "https://a.org/x", "path": "a.py"}}
+    pod = build_pod(_execution(script, pod_template=evil), SETTINGS, {}, environ)
+    kubernetes_validate.validate(pod, "1.35", strict=True)
+    env = {one["name"]: one["value"] for one in pod["spec"]["containers"][0]["env"]}
+    assert env["OET_GIT_ALLOWED"] == "a.org"
+    # Without a volume of its own the cache goes with the Pod.
+    assert env["OET_GIT_CACHE_DIR"].startswith("/tmp/")
+    assert build_git_environ(GitSettings(cache_dir="/cache"))["OET_GIT_CACHE_DIR"] == "/cache"
+
+
+@pytest.mark.parametrize("value", [None, "operation"])
+def test_no_template_takes_a_rehearsal_out_of_its_network_policy(value: str | None) -> None:
+    template = {"metadata": {"labels": {MODE_LABEL: value}}, "spec": {"hostNetwork": True}}
+    rehearsal = _execution(mode=Mode.REHEARSAL, subarray=1, desired_state=DesiredState.READY, pod_template=template)
+    pod = build_pod(rehearsal, SETTINGS, template)
+    kubernetes_validate.validate(pod, "1.35", strict=True)
+    assert pod["metadata"]["labels"][MODE_LABEL] == REHEARSAL_VALUE
+    assert pod["metadata"]["labels"][SUBARRAY_LABEL] == NO_SUBARRAY
+    assert "hostNetwork" not in pod["spec"]
+
+
+def test_no_template_makes_an_operation_look_like_a_rehearsal() -> None:
+    template = {"metadata": {"labels": {MODE_LABEL: REHEARSAL_VALUE}}}
+    assert MODE_LABEL not in build_pod(_execution(pod_template=template), SETTINGS, template)["metadata"]["labels"]
+
+
+# ---- the way to the timeline
+
+POSTING = KubernetesSettings(image="oet:1", timeline_url="http://oet-api.n.svc:5001")
+
+
+@pytest.mark.parametrize("image", [None, "python:3.12"])
+def test_pod_that_posts_has_a_token_for_the_timeline_alone(image: str | None) -> None:
+    pod = build_pod(_execution(image=image), POSTING, {})
+    kubernetes_validate.validate(pod, "1.35", strict=True)
+    (volume,) = [one for one in pod["spec"]["volumes"] if "projected" in one]
+    (source,) = volume["projected"]["sources"]
+    assert source == {"serviceAccountToken": {"audience": "oet-timeline", "expirationSeconds": 3600, "path": "token"}}
+    script = pod["spec"]["containers"][0]
+    environ = {one["name"]: one["value"] for one in script["env"]}
+    assert environ[TIMELINE_URL_VARIABLE] == POSTING.timeline_url
+    (mount,) = [one for one in script["volumeMounts"] if one["name"] == volume["name"]]
+    assert (mount["readOnly"], f"{mount['mountPath']}/token") == (True, environ[TIMELINE_TOKEN_FILE_VARIABLE])
+
+
+@pytest.mark.parametrize(
+    ("settings", "spec"),
+    [(SETTINGS, {}), (POSTING, {"mode": Mode.REHEARSAL})],
+    ids=["no address", "rehearsal"],
+)
+def test_pod_that_does_not_post_has_no_token_for_it(settings: KubernetesSettings, spec: dict[str, Any]) -> None:
+    pod = build_pod(_execution(**spec), settings, {})
+    assert not [one for one in pod["spec"]["volumes"] if "projected" in one]
+    assert not [one for one in pod["spec"]["containers"][0]["env"] if "TIMELINE" in one["name"]]
+
+
+def test_no_template_sends_entries_elsewhere() -> None:
+    env = [{"name": TIMELINE_URL_VARIABLE, "value": "http://elsewhere"}]
+    pod = build_pod(_execution(), POSTING, {"spec": {"containers": [{"name": "script", "env": env}]}})
+    values = [one["value"] for one in pod["spec"]["containers"][0]["env"] if one["name"] == TIMELINE_URL_VARIABLE]
+    assert values == [POSTING.timeline_url]

@@ -19,7 +19,7 @@ from oet_crds.execution import (
 from oet_crds.names import EXECUTION_UID_LABEL, SCRIPT_CONTAINER
 from oet_crds.reasons import Reason
 from oet_crds.settings import KubernetesSettings
-from oet_crds.states import DesiredState
+from oet_crds.states import DesiredState, Mode
 from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.kube.pod_facts import parse_pod
 from oet_operator.kube.verdicts import NODE_PATIENCE_SECONDS, Sighting, observe_runner
@@ -287,3 +287,20 @@ def test_pending_pod_is_looked_at_again_when_its_time_is_over() -> None:
 )
 def test_pod_of_nonsense_gives_facts_without_an_error(pod: dict[str, Any]) -> None:
     assert parse_pod(pod).ended is None
+
+
+@pytest.mark.parametrize(
+    ("claimed", "allowed", "expected"),
+    [
+        pytest.param(False, False, (Presence.STUCK, Reason.REHEARSAL_UNAVAILABLE), id="it is not begun"),
+        pytest.param(False, True, (Presence.NONE, None), id="it is begun where policies are enforced"),
+        pytest.param(True, False, (Presence.LOST, Reason.POD_LOST), id="one that ran is not said to have never begun"),
+    ],
+)
+def test_rehearsal_is_begun_only_where_something_keeps_it_from_the_telescope(
+    claimed: bool, allowed: bool, expected: tuple[Presence, Reason | None]
+) -> None:
+    execution = _execution(claimed=claimed)
+    execution = execution.model_copy(update={"spec": execution.spec.model_copy(update={"mode": Mode.REHEARSAL})})
+    seen, _ = observe_runner(execution, Sighting(), KubernetesSettings(rehearsals=allowed), NOW)
+    assert (seen.presence, seen.reason) == expected

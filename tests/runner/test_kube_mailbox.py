@@ -50,7 +50,7 @@ def build_path():
 class KubeRunner:
     """A runner process as in a Pod, and its container's log."""
 
-    def __init__(self, api, folder, is_reading=True, python=sys.executable, user=None):
+    def __init__(self, api, folder, is_reading=True, python=sys.executable, user=None, environ=None):
         self.mark = str(uuid.uuid4())
         self.process = subprocess.Popen(
             [python, "-m", "oet_runner", "--kube"],
@@ -63,6 +63,7 @@ class KubeRunner:
                 "OET_POD_NAME": "pod",
                 "OET_KUBE_URL": f"http://127.0.0.1:{api.port}",
                 "OET_SERVICE_ACCOUNT_FOLDER": str(folder),
+                **(environ or {}),
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
@@ -135,6 +136,20 @@ def merged(api):
 
 
 # ---- a run
+
+
+def test_standing_grant_lets_main_begin_once_running_is_desired(api, start):
+    api.create(source="import time\ndef main():\n    print('began')")
+    api.change("one", spec={"desiredState": "Ready"})
+    runner = start()
+    api.wait_state("READY")
+    api.change("one", status={"grant": {"time": "2026-01-01T00:00:00.000000Z", "subarray": 1, "standing": True}})
+    api.change("one", spec={"whenBusy": "Wait"})
+    assert api.states()[-1] == "READY"
+    api.change("one", spec={"desiredState": "Running"})
+    assert api.wait_exit()["outcome"] == "Complete"
+    runner.wait_end()
+    assert runner.log == ["began"]
 
 
 def test_complete_run_costs_at_most_four_patches(api, start, any_python):

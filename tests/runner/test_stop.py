@@ -145,6 +145,7 @@ def test_script_that_suspended_itself_is_continued_to_tidy_up(runner):
     assert runner.lines() == ["up", "tidied"]
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("grace", [0.0, 5.0], ids=["no-grace", "grace"])
 def test_detached_grandchildren_are_gone(runner, grace):
     runner.assign(DETACHED + "    def main():\n        detach()\n        time.sleep(100)")
@@ -172,6 +173,7 @@ def test_detached_grandchildren_have_the_grace_period_though_the_script_has_ende
     assert runner.lines("stdout") == ["up", "tidied"]
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("phase", ["spare", "assigned", "load", "init", "ready", "granted", "threads"])
 def test_stop_works_in_every_phase(runner, phase):
     wait = "print('up')\n    while True: time.sleep(0.01)"
@@ -205,6 +207,7 @@ def test_stop_before_the_assignment_wins(runner):
     assert runner.lines() == []
 
 
+@pytest.mark.serial
 def test_second_stop_shortens_the_grace_period_and_never_lengthens_it(runner):
     runner.assign(STUBBORN["ignores-sigterm"])
     runner.grant()
@@ -316,6 +319,7 @@ def main():
 }
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("source", BOMBS.values(), ids=BOMBS)
 def test_script_that_forks_while_it_is_killed_is_beaten(runner, source):
     runner.assign(source)
@@ -327,6 +331,7 @@ def test_script_that_forks_while_it_is_killed_is_beaten(runner, source):
     assert time.monotonic() - began < 8.0
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("phase", ["spare", "ready", "running", "stubborn"])
 def test_end_of_the_driver_leaves_nothing(start_runner, phase):
     runner = start_runner()
@@ -359,6 +364,7 @@ def test_sigterm_to_the_supervisor_is_a_stop(start_runner):
     assert "0.2 s" in end["message"]
 
 
+@pytest.mark.serial
 def test_stop_gets_through_a_flood_of_output(runner):
     runner.assign("def main():\n    while True: print('x' * 70)")
     runner.grant()

@@ -1,6 +1,7 @@
 """The pure parts of the runner: cutting lines, spooling, judging, reading what others wrote."""
 
 import json
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -12,6 +13,7 @@ from oet_crds.states import State
 from oet_crds.topics import EntryKind
 from oet_runner.__main__ import parse_arguments
 from oet_runner.family import Process, compute_descendants, parse_stat
+from oet_runner.given_file import GivenFile
 from oet_runner.mailbox import Desired
 from oet_runner.memory import compute_counter_files, find_counter
 from oet_runner.messages import build_message, parse_message
@@ -195,7 +197,7 @@ def test_ending_that_is_none_is_refused(record):
 
 
 def test_exit_fields_are_those_of_the_protocol():
-    assert set(EXIT_FIELDS) == {"n", "t", "outcome", "reason", "message", "stacktrace", "exitCode", "signal"}
+    assert set(EXIT_FIELDS) == {"n", "t", "outcome", "reason", "message", "stacktrace", "exitCode", "signal", "commit"}
 
 
 # ---- what others wrote
@@ -270,3 +272,32 @@ def test_shortest_grace_period_wins(graces, deadline):
 def test_other_arguments_are_refused(arguments):
     with pytest.raises(ValueError):
         parse_arguments(arguments)
+
+
+# ---- the file that comes along ---------------------------------------------------------------------------------------
+
+
+def test_given_file_is_made_for_this_user_alone_and_removed(tmp_path: Path) -> None:
+    path, file = tmp_path / "new" / "sb.json", GivenFile()
+    assert file.write({"file": {"path": str(path), "text": "{}"}}) == ""
+    assert (path.read_text(), path.stat().st_mode & 0o777) == ("{}", 0o600)
+    file.remove()
+    assert not path.exists()
+    file.remove()
+
+
+@pytest.mark.parametrize("kind", ["file", "link", "folder"])
+def test_given_file_never_replaces_what_is_there(tmp_path: Path, kind: str) -> None:
+    path, other, file = tmp_path / "sb.json", tmp_path / "other", GivenFile()
+    other.write_text("mine")
+    {"file": lambda: path.write_text("mine"), "link": lambda: path.symlink_to(other), "folder": path.mkdir}[kind]()
+    assert "cannot be written" in file.write({"file": {"path": str(path), "text": "{}"}})
+    file.remove()
+    assert path.exists()
+    assert other.read_text() == "mine"
+
+
+def test_no_given_file_is_nothing_to_do(tmp_path: Path) -> None:
+    file = GivenFile()
+    assert (file.write({}), file.write({"file": None})) == ("", "")
+    file.remove()

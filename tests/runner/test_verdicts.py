@@ -113,7 +113,7 @@ def test_script_that_cannot_be_read_fails_with_the_reason(runner, path, last_lin
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        ({"git": {"repository": "x", "path": "y"}}, "UnsupportedSource"),
+        ({"git": {"repository": "x", "path": "y"}}, "FetchFailed"),
         ({"configMap": {"name": "x", "key": "y"}}, "UnsupportedSource"),
         ({}, "UnsupportedSource"),
         ({"file": {}}, "LoadFailed"),

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from oet_crds.execution import ScriptExecutionStatus
+from oet_crds.execution import ScriptExecution, ScriptExecutionStatus
 from oet_crds.reasons import Reason
 
-__all__ = ["Action", "CreateAbort", "CreatePod", "DeleteExecution", "DeletePod", "Plan", "StopRunner"]
+__all__ = [
+    "Action",
+    "ArmAbort",
+    "CreateAbort",
+    "CreatePod",
+    "DeleteExecution",
+    "DeletePod",
+    "Plan",
+    "StopRunner",
+    "UseArmed",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +58,33 @@ class CreateAbort:
     inherit: bool
 
 
-Action = CreatePod | DeletePod | StopRunner | DeleteExecution | CreateAbort
+@dataclass(frozen=True, slots=True)
+class UseArmed:
+    """Hand the subarray to the abort script that is held READY, which begins by it, and record it in `status.abort`.
+
+    Only if nobody has changed the armed execution since it was seen: else it is decided again.
+
+    Attributes:
+        armed: The armed execution as seen.
+        subarray: The subarray to abort.
+    """
+
+    armed: ScriptExecution
+    subarray: int
+
+
+@dataclass(frozen=True, slots=True)
+class ArmAbort:
+    """Have an abort script prepared and held READY for a subarray, unless one is there already.
+
+    Attributes:
+        subarray: The subarray.
+    """
+
+    subarray: int
+
+
+Action = ArmAbort | CreatePod | DeletePod | StopRunner | DeleteExecution | CreateAbort | UseArmed
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,16 +6,35 @@ Deciding again after a plan's status was stored gives nothing new but actions th
 
 from __future__ import annotations
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+from oet_crds.aborts import is_armed
 from oet_crds.conditions import find_condition, with_condition
-from oet_crds.ends import describe_deadline, find_deadline, with_final, with_reported_end
-from oet_crds.execution import Grant, Refusal, ScriptExecution, ScriptExecutionStatus, WhenBusy
+from oet_crds.ends import (
+    describe_deadline,
+    find_deadline,
+    find_deadline_state,
+    with_final,
+    with_reported_end,
+    with_resolved,
+)
+from oet_crds.execution import AbortStatus, Grant, Refusal, ScriptExecution, ScriptExecutionStatus, WhenBusy
 from oet_crds.history import with_runner_transitions
 from oet_crds.reasons import Reason
-from oet_crds.specs import compute_subarray, validate_subarray
+from oet_crds.specs import compute_subarray, describe_script, validate_subarray
 from oet_crds.states import ConditionType, DesiredState, State
-from oet_operator.core.actions import Action, CreateAbort, CreatePod, DeleteExecution, DeletePod, Plan, StopRunner
+from oet_operator.core.aborts import REARM_SECONDS, AbortEnd, is_in_use, is_outcome_open
+from oet_operator.core.actions import (
+    Action,
+    ArmAbort,
+    CreateAbort,
+    CreatePod,
+    DeleteExecution,
+    DeletePod,
+    Plan,
+    StopRunner,
+    UseArmed,
+)
 from oet_operator.core.deadlines import Deadline, compute_deadlines
 from oet_operator.core.locks import is_abort_due, wants_grant
 from oet_operator.core.names import build_pod_name
@@ -25,6 +44,9 @@ __all__ = ["BACKSTOP_SECONDS", "decide"]
 
 BACKSTOP_SECONDS = 5.0
 """A runner that has not reported the end this long after the grace period is removed by force: it needs 30 ms for it."""
+
+_HARMLESS_ENDS = (Reason.NOT_NEEDED, Reason.ENGINE_LOST, Reason.ENGINE_SHUTDOWN)
+"""Ends of an abort script that was held, after which another one can be prepared at once."""
 
 _REMOVABLE = (Presence.PENDING, Presence.STUCK, Presence.STARTING, Presence.ALIVE)
 
@@ -41,10 +63,10 @@ def decide(snapshot: Snapshot) -> Plan:
     if execution.is_finished:
         return _plan_finished(snapshot, execution.status)
     status = with_runner_transitions(execution.status)
-    status = _with_generation(status, execution.metadata.generation)
+    status = _with_need(snapshot, with_resolved(_with_summary(status, execution)))
     ended = _with_end(snapshot, status)
     if ended is not None:
-        return _plan_finished(snapshot, ended)
+        return _plan_finished(snapshot, _with_failed_arming(snapshot, ended))
     deadlines = compute_deadlines(execution, status)
     passed = next((deadline.reason for deadline in deadlines if deadline.at <= snapshot.now), None)
     if execution.spec.desired_state is DesiredState.STOPPED:
@@ -73,17 +95,71 @@ def _plan_finished(snapshot: Snapshot, status: ScriptExecutionStatus) -> Plan:
     """Clean up after a final state: the runner, the abort that was asked for, the time to live."""
     execution = snapshot.execution.model_copy(update={"status": status})
     actions = _remove_runner(snapshot)
-    subarray = _find_subarray(execution)
-    if is_abort_due(execution) and subarray is not None:
-        inherit = snapshot.locks.find_holder(subarray, execution.uid) is None
-        return Plan(status, (*actions, CreateAbort(subarray, inherit)))
-    ttl = execution.spec.ttl_seconds_after_finished
+    if is_abort_due(execution):
+        return _plan_abort(snapshot, execution, actions)
+    if is_outcome_open(execution):
+        if snapshot.aborts.end is None:
+            return Plan(status, actions)
+        status = _with_outcome(execution, snapshot.aborts.end, snapshot.now)
+    ttl = _compute_ttl(execution)
     if ttl is None or not status.history:
         return Plan(status, actions)
     left = (status.history[-1].time + timedelta(seconds=ttl) - snapshot.now).total_seconds()
     if left <= 0:
         return Plan(status, (*actions, DeleteExecution()))
     return Plan(status, actions, left)
+
+
+def _plan_abort(snapshot: Snapshot, execution: ScriptExecution, actions: tuple[Action, ...]) -> Plan:
+    """Have the subarray aborted after a stop: by who does so already, by the script that is held for it, or by a new one."""
+    status, subarray, view = execution.status, _find_subarray(execution), snapshot.aborts
+    if subarray is None:
+        text = "the abort was not run: no subarray is known to abort"
+        return Plan(_with_alarm(status, Reason.NOTHING_TO_ABORT, text, snapshot.now), actions)
+    if view.serving is not None:
+        return Plan(status.model_copy(update={"abort": AbortStatus(procedure_id=view.serving)}), actions)
+    inherit = snapshot.locks.find_holder(subarray, execution.uid) is None
+    if inherit and view.armed is not None:
+        return Plan(status, (*actions, UseArmed(view.armed, subarray)))
+    return Plan(status, (*actions, CreateAbort(subarray, inherit)))
+
+
+def _with_outcome(execution: ScriptExecution, end: AbortEnd, now: datetime) -> ScriptExecutionStatus:
+    """Record how the abort ended: an alarm unless it is COMPLETE."""
+    status = execution.status
+    assert status.abort is not None
+    if end.state is State.COMPLETE:
+        return with_condition(status, ConditionType.ABORTED, True, Reason.COMPLETED, now)
+    how = f"ended {end.state}" if end.state else "was removed before its end was known"
+    why = f" ({end.message})" if end.message else ""
+    text = f"the abort script (procedure {status.abort.procedure_id}) {how}{why}"
+    return _with_alarm(status, Reason.ABORT_FAILED, text, now)
+
+
+def _with_alarm(status: ScriptExecutionStatus, reason: Reason, text: str, now: datetime) -> ScriptExecutionStatus:
+    text = f"ALARM: {text}; what the subarray does is not known"
+    status = with_condition(status, ConditionType.ABORTED, False, reason, now, text)
+    return status.model_copy(update={"message": f"{status.message}; {text}" if status.message else text})
+
+
+def _with_failed_arming(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus:
+    """Raise the alarm when an abort script that was to be held is over, but for the ends that were wanted."""
+    is_wanted = status.state is State.STOPPED or status.reason in _HARMLESS_ENDS
+    if not is_armed(snapshot.execution) or is_wanted:
+        return status
+    text = (
+        f"no abort script is held READY for subarray {compute_subarray(snapshot.execution.spec)}, so that an abort takes as long "
+        f"as a start: it is {status.state} ({status.message})"
+    )
+    return with_condition(status, ConditionType.ARMED, False, Reason.ARMING_FAILED, snapshot.now, text)
+
+
+def _compute_ttl(execution: ScriptExecution) -> float | None:
+    """Return for how many seconds a finished execution is kept; None: as long as the history has room."""
+    if not is_armed(execution):
+        return execution.spec.ttl_seconds_after_finished
+    # It never ran: nothing of it belongs into the history. What ended with its engine says nothing of the next one.
+    return 0.0 if execution.status.reason in _HARMLESS_ENDS else REARM_SECONDS
 
 
 def _find_subarray(execution: ScriptExecution) -> int | None:
@@ -106,16 +182,20 @@ def _with_end(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecut
         if wants_stop:
             return with_final(status, State.STOPPED, Reason.STOP_REQUESTED, "stopped on request", snapshot.now)
         if stopping := find_deadline(status):
-            return with_final(status, State.FAILED, stopping, describe_deadline(stopping), snapshot.now)
+            state = find_deadline_state(stopping)
+            return with_final(status, state, stopping, describe_deadline(stopping), snapshot.now)
         message = runner.message or "the runner ended without a report"
         return with_final(status, State.FAILED, runner.reason or Reason.RUNNER_LOST, message, snapshot.now)
     return None
 
 
-def _with_generation(status: ScriptExecutionStatus, generation: int) -> ScriptExecutionStatus:
-    if status.observed_generation == generation:
+def _with_summary(status: ScriptExecutionStatus, execution: ScriptExecution) -> ScriptExecutionStatus:
+    """Say which spec the status speaks of, and what of it a list shows."""
+    if status.observed_generation == execution.metadata.generation:
         return status
-    return status.model_copy(update={"observed_generation": generation})
+    script, subarray = describe_script(execution.spec.script), compute_subarray(execution.spec)
+    changes = {"observed_generation": execution.metadata.generation, "script": script, "subarray": subarray}
+    return status.model_copy(update=changes)
 
 
 # ---- the stop ----------------------------------------------------------------------------------------------------------
@@ -126,7 +206,7 @@ def _plan_stop(snapshot: Snapshot, status: ScriptExecutionStatus, reason: Reason
     grace = snapshot.execution.spec.stop.grace_period_seconds
     by_user = reason is Reason.STOP_REQUESTED
     if not by_user and snapshot.runner.presence is Presence.NONE and not status.pod_name:
-        ended = with_final(status, State.FAILED, reason, describe_deadline(reason), snapshot.now)
+        ended = with_final(status, find_deadline_state(reason), reason, describe_deadline(reason), snapshot.now)
         return Plan(ended)
     status = with_condition(status, ConditionType.STOPPING, True, reason, snapshot.now)
     condition = find_condition(status, ConditionType.STOPPING)
@@ -156,15 +236,62 @@ def _plan_progress(snapshot: Snapshot, status: ScriptExecutionStatus, deadlines:
             if problem := validate_subarray(execution.spec):
                 return Plan(with_final(status, State.FAILED, Reason.INVALID_SPEC, problem, snapshot.now))
             name = build_pod_name(execution.metadata.name, execution.uid)
-            status = status.model_copy(update={"pod_name": name})
+            status = _with_early_grant(snapshot, status.model_copy(update={"pod_name": name}))
         actions = (CreatePod(),)
     status = _with_wait_for_runner(status, snapshot.runner)
     if wants_grant(execution.model_copy(update={"status": status})):
         status = _with_grant_or_wait(snapshot, status)
     if status.state is State.READY:
         status = with_condition(status, ConditionType.READY, True, "Prepared", snapshot.now)
+    status = _with_standing_grant(snapshot, status)
+    if _must_arm(snapshot, status):
+        subarray = compute_subarray(execution.spec)
+        assert subarray is not None
+        actions = (*actions, ArmAbort(subarray))
     next_at = min((deadline.at for deadline in deadlines), default=None)
     return Plan(status, actions, None if next_at is None else (next_at - snapshot.now).total_seconds())
+
+
+def _must_arm(snapshot: Snapshot, status: ScriptExecutionStatus) -> bool:
+    view = snapshot.aborts
+    is_used = is_in_use(snapshot.execution.model_copy(update={"status": status}))
+    return view.is_prearmed and is_used and not view.has_resident
+
+
+def _with_need(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus:
+    """Note since when an abort script that is held is needed, or is not."""
+    if not is_armed(snapshot.execution):
+        return status
+    is_needed = snapshot.aborts.is_needed
+    return with_condition(status, ConditionType.NEEDED, is_needed, "InUse" if is_needed else "NotInUse", snapshot.now)
+
+
+def _with_standing_grant(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus:
+    """Let an abort script that is READY begin as soon as it is told for whom: it is needed, so it is the only one that may."""
+    execution = snapshot.execution
+    is_due = status.state is State.READY and status.grant is None and snapshot.aborts.is_needed
+    if not is_due or not is_armed(execution) or execution.spec.desired_state is not DesiredState.READY:
+        return status
+    grant = Grant.model_construct(time=snapshot.now, subarray=compute_subarray(execution.spec), standing=True)
+    status = status.model_copy(update={"grant": grant})
+    return with_condition(status, ConditionType.ARMED, True, "Armed", snapshot.now)
+
+
+def _with_early_grant(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus:
+    """Grant the start before the preparation where no subarray is locked by it: the runner need not ask when it is READY.
+
+    A subarray is locked for who is READY only: one that may never get there must not keep others off.
+    """
+    spec = snapshot.execution.spec
+    if spec.desired_state is not DesiredState.RUNNING or compute_subarray(spec) is not None or status.grant is not None:
+        return status
+    return _with_grant(status, None, snapshot.now)
+
+
+def _with_grant(status: ScriptExecutionStatus, subarray: int | None, now: datetime) -> ScriptExecutionStatus:
+    grant = Grant.model_construct(time=now, subarray=subarray)
+    status = status.model_copy(update={"grant": grant, "refusal": None, "reason": None, "message": None})
+    return with_condition(status, ConditionType.STARTED, True, "Granted", now)
 
 
 def _with_wait_for_runner(status: ScriptExecutionStatus, runner: RunnerObservation) -> ScriptExecutionStatus:
@@ -193,9 +320,7 @@ def _with_grant_or_wait(snapshot: Snapshot, status: ScriptExecutionStatus) -> Sc
             return _with_busy(snapshot, status, subarray, holder)
         if not snapshot.locks.is_first(subarray, execution.uid):
             return status  # Who is first is granted in this moment, and this one is decided on again after.
-    grant = Grant.model_construct(time=now, subarray=subarray)
-    status = status.model_copy(update={"grant": grant, "refusal": None, "reason": None, "message": None})
-    return with_condition(status, ConditionType.STARTED, True, "Granted", now)
+    return _with_grant(status, subarray, now)
 
 
 def _with_busy(snapshot: Snapshot, status: ScriptExecutionStatus, subarray: int, holder: int) -> ScriptExecutionStatus:

@@ -5,11 +5,29 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
+from oet_crds.aborts import find_target, is_armed
+from oet_crds.conditions import find_condition
 from oet_crds.execution import ScriptExecution, WhenBusy
+from oet_crds.reasons import Reason
 from oet_crds.specs import compute_subarray
-from oet_crds.states import DesiredState, State
+from oet_crds.states import ConditionType, DesiredState, Mode, State
 
-__all__ = ["LockTable", "build_lock_table", "is_abort_due", "is_holding", "wants_grant"]
+__all__ = ["Leftover", "LockTable", "build_lock_table", "is_abort_due", "is_holding", "may_begin", "wants_grant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A runner that may still run although its execution was deleted: it goes on to hold the subarray.
+
+    Attributes:
+        uid: The execution's.
+        procedure_id: The execution's; 0 when it is not known.
+        subarray: What it holds.
+    """
+
+    uid: str
+    procedure_id: int
+    subarray: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,17 +54,31 @@ class LockTable:
 
 
 def is_abort_due(execution: ScriptExecution) -> bool:
-    """Tell whether an abort was asked for with the stop and its execution does not exist yet."""
+    """Tell whether an abort was asked for with the stop and its execution does not exist yet.
+
+    Never after a rehearsal: what it did to its simulated telescope is gone with that, and the real one has nothing to abort.
+    """
     spec = execution.spec
-    return spec.desired_state is DesiredState.STOPPED and spec.stop.abort and execution.status.abort is None
+    is_asked = spec.desired_state is DesiredState.STOPPED and spec.stop.abort and spec.mode is not Mode.REHEARSAL
+    aborted = find_condition(execution.status, ConditionType.ABORTED)
+    is_impossible = aborted is not None and aborted.reason == Reason.NOTHING_TO_ABORT
+    # Of an abort script that was held nothing has begun.
+    return is_asked and execution.status.abort is None and not is_impossible and not is_armed(execution)
+
+
+def may_begin(execution: ScriptExecution) -> bool:
+    """Tell whether a runner may begin `main`: a grant is there, and a standing one is made use of."""
+    grant = execution.status.grant
+    return grant is not None and (not grant.standing or find_target(execution) is not None)
 
 
 def is_holding(execution: ScriptExecution) -> bool:
     """Tell whether an execution holds the subarray of its grant.
 
-    From the grant to the end; and beyond it until the abort execution has taken over, so that nobody slips in between.
+    From the grant to the end, and beyond it until the abort execution has taken over, so that nobody slips in between. A standing
+    grant counts from its use on.
     """
-    return execution.status.grant is not None and (not execution.is_finished or is_abort_due(execution))
+    return may_begin(execution) and (not execution.is_finished or is_abort_due(execution))
 
 
 def wants_grant(execution: ScriptExecution) -> bool:
@@ -70,12 +102,14 @@ def is_refused(execution: ScriptExecution) -> bool:
     )
 
 
-def build_lock_table(executions: Iterable[ScriptExecution]) -> LockTable:
-    """Build the lock table from all executions. Pure.
+def build_lock_table(executions: Iterable[ScriptExecution], leftovers: Iterable[Leftover] = ()) -> LockTable:
+    """Build the lock table from all executions that share a subarray, or from all there are. Pure.
 
     Who waits is served in the order of procedure ids: the order of creation.
     """
     holders: dict[int, dict[str, int]] = {}
+    for leftover in leftovers:
+        holders.setdefault(leftover.subarray, {})[leftover.uid] = leftover.procedure_id
     waiting: dict[int, list[tuple[int, str]]] = {}
     for execution in executions:
         grant = execution.status.grant

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from enum import Enum
 
 from oet_crds.execution import ScriptExecution
 from oet_crds.reasons import Reason
+from oet_operator.core.aborts import AbortView
 from oet_operator.core.locks import LockTable
 
 __all__ = ["Presence", "RunnerObservation", "Snapshot"]
@@ -56,9 +57,11 @@ class Snapshot:
         runner: Its runner as observed.
         locks: Who holds which subarray, and who waits for it.
         now: The time, aware, UTC.
+        aborts: What it has to do with aborts.
     """
 
     execution: ScriptExecution
     runner: RunnerObservation
     locks: LockTable
     now: datetime
+    aborts: AbortView = field(default_factory=AbortView)

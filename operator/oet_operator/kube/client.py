@@ -16,8 +16,9 @@ import aiohttp
 import orjson
 
 from oet_operator.kube.errors import ApiUnavailableError, build_error
+from oet_operator.kube.paths import find_resource
 
-__all__ = ["Credentials", "KubeClient", "Object"]
+__all__ = ["PAGE_SIZE", "Credentials", "KubeClient", "Object"]
 
 Object = dict[str, Any]
 """A Kubernetes object as JSON gives it."""
@@ -28,7 +29,7 @@ TIMEOUT_SECONDS = 5.0
 CREDENTIALS_SECONDS = 60.0
 """How often the token is read again: the kubelet replaces it minutes before it runs out."""
 
-PAGE_SIZE = 500
+PAGE_SIZE = 100
 """Objects in one answer: a list of 5,000 executions would be 20 MB at once."""
 
 _MERGE_PATCH = "application/merge-patch+json"
@@ -53,6 +54,7 @@ class KubeClient:
 
     Attributes:
         counts: Requests so far by verb and status; 0 stands for no answer.
+        writes: Those that changed something, by verb and resource.
     """
 
     def __init__(self, read_credentials: Callable[[], Credentials]) -> None:
@@ -62,6 +64,7 @@ class KubeClient:
         self._headers: dict[str, str] = {}
         self._headers_until = 0.0
         self.counts: Counter[tuple[str, int]] = Counter()
+        self.writes: Counter[tuple[str, str]] = Counter()
 
     async def open(self) -> None:
         """Read the credentials and get ready."""
@@ -109,6 +112,8 @@ class KubeClient:
             if status == 401:
                 self._headers_until = 0.0
             raise build_error(status, answer)
+        if verb != "GET":
+            self.writes[verb, find_resource(path)] += 1
         if not isinstance(answer, dict):
             raise ApiUnavailableError(status, "", "the API server's answer is no object")
         return answer

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 
 from oet_operator.kube.client import KubeClient
 from oet_operator.kube.errors import ApiConflictError, ApiMissingError
@@ -15,8 +16,14 @@ IDS_NAME = "oet-procedure-ids"
 """The ConfigMap that holds the next id."""
 
 _KEY = "next"
-_BLOCK = 10
-"""Ids taken at a time: a tenth of a write for each execution, and at most nine numbers lost by a crash."""
+FIRST_BLOCK, LARGEST_BLOCK = 10, 160
+"""Ids taken at a time: a tenth of a write for each execution, and at most a dozen numbers lost by a crash. More under load."""
+
+SOON_SECONDS = 1.0
+"""A block that is used up so soon is followed by one of twice its size."""
+
+LOW_SHARE = 4
+"""The next block is reserved when a quarter of the last one is left, so that nobody waits for it."""
 
 _log = logging.getLogger(__name__)
 
@@ -27,20 +34,36 @@ class ProcedureIds:
     def __init__(self, client: KubeClient, paths: Paths) -> None:
         self._client = client
         self._paths = paths
-        self._next = 0
-        self._end = 0
+        self._current = range(0)
+        self._following: asyncio.Task[range] | None = None
+        self._size = FIRST_BLOCK
+        self._reserved_at = -SOON_SECONDS
         self._lock = asyncio.Lock()
 
     async def take(self, highest_seen: int) -> int:
         """Return a new id, above `highest_seen`. Raises ApiError when none can be reserved."""
         async with self._lock:
-            if max(self._next, highest_seen + 1) >= self._end:
-                await self._reserve(highest_seen)
-            number = max(self._next, highest_seen + 1)
-            self._next = number + 1
+            self._skip(highest_seen)
+            while not self._current:
+                following, self._following = self._following, None
+                self._current = await (following or self._reserve(highest_seen))
+                self._skip(highest_seen)
+            number, self._current = self._current[0], self._current[1:]
+            if self._following is None and len(self._current) <= self._size // LOW_SHARE:
+                self._following = asyncio.create_task(self._reserve(number))
+                # Its failure is told to whoever needs the block.
+                self._following.add_done_callback(lambda task: task.cancelled() or task.exception())
             return number
 
-    async def _reserve(self, highest_seen: int) -> None:
+    def _skip(self, highest_seen: int) -> None:
+        if self._current and self._current[0] <= highest_seen:
+            self._current = range(highest_seen + 1, max(highest_seen + 1, self._current.stop))
+
+    async def _reserve(self, highest_seen: int) -> range:
+        """Reserve the next block, by compare-and-swap. Raises ApiError."""
+        now = time.monotonic()
+        self._size = min(LARGEST_BLOCK, 2 * self._size) if now - self._reserved_at < SOON_SECONDS else FIRST_BLOCK
+        self._reserved_at = now
         path = f"{self._paths.config_maps}/{IDS_NAME}"
         while True:
             try:
@@ -51,14 +74,13 @@ class ProcedureIds:
                     stored = await self._client.post(self._paths.config_maps, body)
                 except ApiConflictError:
                     continue
-            first = max(_parse(stored), highest_seen + 1, self._next)
-            stored["data"] = {_KEY: str(first + _BLOCK)}
+            block = range(max(_parse(stored), highest_seen + 1), max(_parse(stored), highest_seen + 1) + self._size)
+            stored["data"] = {_KEY: str(block.stop)}
             try:
                 await self._client.put(path, stored)
             except ApiConflictError:
                 continue
-            self._next, self._end = first, first + _BLOCK
-            return
+            return block
 
 
 def _parse(stored: dict[str, object]) -> int:

@@ -35,13 +35,18 @@ def _stamp() -> str:
 
 
 class Elector:
-    """Competes for the Lease. For one event loop."""
+    """Competes for the Lease. For one event loop.
+
+    Attributes:
+        holder: Who held the Lease when it was read last, empty for nobody; None: it never was.
+    """
 
     def __init__(self, client: KubeClient, paths: Paths, identity: str, lease_seconds: float) -> None:
         self._client = client
         self._paths = paths
         self._identity = identity
         self._seconds = lease_seconds
+        self.holder: str | None = None
         self._observed: tuple[object, object] | None = None
         self._observed_at = 0.0
         self._renewed_at = 0.0
@@ -112,6 +117,7 @@ class Elector:
         holder = spec.get("holderIdentity")
         seen = (holder, spec.get("renewTime"))
         now = time.monotonic()
+        self.holder = holder or ""
         if seen != self._observed:
             self._observed, self._observed_at = seen, now
         if not holder or holder == self._identity:

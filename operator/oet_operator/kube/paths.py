@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from oet_crds.names import GROUP, PLURAL, VERSION
 
-__all__ = ["API_VERSION", "Paths"]
+__all__ = ["API_VERSION", "Paths", "find_resource"]
 
 API_VERSION = f"{GROUP}/{VERSION}"
 
@@ -48,3 +48,15 @@ class Paths:
     def leases(self) -> str:
         """All Leases."""
         return f"/apis/coordination.k8s.io/v1/namespaces/{self.namespace}/leases"
+
+    @property
+    def events(self) -> str:
+        """All Events."""
+        return f"/api/v1/namespaces/{self.namespace}/events"
+
+
+def find_resource(path: str) -> str:
+    """Return what a path below a namespace names, as RBAC calls it: `pods`, `scriptexecutions/status`. Pure."""
+    _, _, inside = path.partition("/namespaces/")
+    _, resource, *rest = inside.split("/")
+    return "/".join([resource, *rest[1:]])

@@ -3,41 +3,80 @@
 from __future__ import annotations
 
 import math
+import posixpath
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
-from oet_crds.execution import ScriptExecution
+from oet_crds.execution import ScriptExecution, ScriptExecutionSpec
+from oet_crds.git import GIT_VARIABLES
 from oet_crds.names import (
     CONFIG_MAP_FOLDER,
+    EXECUTION_NAME_ANNOTATION,
     EXECUTION_UID_LABEL,
+    GROUP,
     INIT_CONTAINER,
     KIND,
     MANAGED_LABEL,
     MANAGED_VALUE,
+    MODE_LABEL,
     NAMESPACE_VARIABLE,
+    NO_SUBARRAY,
     POD_NAME_VARIABLE,
+    PROCEDURE_LABEL,
+    REHEARSAL_VALUE,
     RUNNER_HOME,
     SCRIPT_CONTAINER,
+    SUBARRAY_LABEL,
+    TIMELINE_AUDIENCE,
+    TIMELINE_TOKEN_FILE,
+    TIMELINE_TOKEN_FILE_VARIABLE,
+    TIMELINE_URL_VARIABLE,
 )
-from oet_crds.settings import KubernetesSettings
+from oet_crds.settings import GitSettings, KubernetesSettings
+from oet_crds.specs import compute_subarray
+from oet_crds.states import DesiredState, Mode
 from oet_operator.core.decide import BACKSTOP_SECONDS
 from oet_operator.kube.paths import API_VERSION
 
-__all__ = ["build_pod", "merge"]
+__all__ = ["Templates", "build_git_environ", "build_pod", "merge"]
 
 Wire = dict[str, Any]
 
 USER_ID = 10001
 """The user of OET's image. Any number but 0 would do: the Pod Security standard "restricted" asks for no more."""
 
+POD_CACHE_FOLDER = "/tmp/oet-cache"
+"""Clones and environments of a deployment that has no volume for them: they go with the Pod."""
+
+TIMELINE_VOLUME = "oet-timeline-token"
+
+TOKEN_SECONDS = 3600
+"""How long a token for the timeline is good for: the usual hour. The kubelet replaces it when four fifths are over."""
+
 _KEYS = {"env": "name", "volumes": "name", "containers": "name", "initContainers": "name", "volumeMounts": "mountPath"}
 """Lists whose items have a name: they are merged by it, as `kubectl apply` does. Other lists are appended to."""
+
+_NOTES = ("labels", "annotations")
 
 _SECURITY = {
     "allowPrivilegeEscalation": False,
     "readOnlyRootFilesystem": True,
     "capabilities": {"drop": ["ALL"]},
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Templates:
+    """Partial Pods of a deployment.
+
+    Attributes:
+        every: What every script Pod gets.
+        git: What Pods of scripts from git get as well.
+    """
+
+    every: Mapping[str, Any]
+    git: Mapping[str, Any]
 
 
 def merge(base: Any, overlay: Any, key: str = "") -> Any:
@@ -64,7 +103,12 @@ def _merge_lists(base: list[Any], overlay: list[Any], key: str | None) -> list[A
     return result
 
 
-def build_pod(execution: ScriptExecution, settings: KubernetesSettings, template: Mapping[str, Any]) -> Wire:
+def build_pod(
+    execution: ScriptExecution,
+    settings: KubernetesSettings,
+    template: Mapping[str, Any],
+    environ: Mapping[str, str] | None = None,
+) -> Wire:
     """Build the Pod that runs an execution. Pure.
 
     What makes it this execution's Pod, and what keeps its script from being run twice, no template can change.
@@ -73,6 +117,7 @@ def build_pod(execution: ScriptExecution, settings: KubernetesSettings, template
         execution: With the Pod's name in its status.
         settings: Images and account.
         template: A partial Pod that every script Pod gets; the execution's own comes on top.
+        environ: More environment that no template can change; None: none.
     """
     pod = _build_base(execution, settings)
     overlaid = merge(merge(pod, dict(template)), execution.spec.pod_template or {})
@@ -80,7 +125,7 @@ def build_pod(execution: ScriptExecution, settings: KubernetesSettings, template
     fixed = pod["spec"]
     script = _find(spec["containers"])
     script.update(command=_find(fixed["containers"])["command"])
-    script["env"] = _merge_lists(list(script.get("env") or []), _build_env(execution), "name")
+    script["env"] = _merge_lists(list(script.get("env") or []), _build_env(execution, settings, environ or {}), "name")
     for name in (
         "restartPolicy",
         "serviceAccountName",
@@ -88,10 +133,23 @@ def build_pod(execution: ScriptExecution, settings: KubernetesSettings, template
         "terminationGracePeriodSeconds",
     ):
         spec[name] = fixed[name]
-    labels = {**(overlaid["metadata"].get("labels") or {}), **pod["metadata"]["labels"]}
-    annotations = overlaid["metadata"].get("annotations") or {}
-    metadata = {**pod["metadata"], "labels": labels, **({"annotations": annotations} if annotations else {})}
+    if execution.spec.mode is Mode.REHEARSAL:
+        spec.pop("hostNetwork", None)  # No network policy holds for a Pod in its node's network.
+    notes = {
+        name: _fix(overlaid["metadata"].get(name), fixed) for name, fixed in pod["metadata"].items() if name in _NOTES
+    }
+    metadata = {**pod["metadata"], **notes}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def build_git_environ(settings: GitSettings) -> dict[str, str]:
+    """Return the environment by which the runner of a script from git knows what it may, and where to keep it. Pure."""
+    return {**settings.build_environ(), GIT_VARIABLES["cache_dir"]: settings.cache_dir or POD_CACHE_FOLDER}
+
+
+def _fix(wanted: Mapping[str, str] | None, fixed: Mapping[str, str]) -> dict[str, str]:
+    """Return labels or annotations without those in OET's own name space, but for the ones that OET gives."""
+    return {**{key: value for key, value in (wanted or {}).items() if not key.startswith(f"{GROUP}/")}, **fixed}
 
 
 def _find(containers: list[Wire]) -> Wire:
@@ -101,13 +159,16 @@ def _find(containers: list[Wire]) -> Wire:
 def _build_base(execution: ScriptExecution, settings: KubernetesSettings) -> Wire:
     image = execution.spec.image or settings.image
     is_foreign = image != settings.image
-    mounts = [{"name": "oet-tmp", "mountPath": "/tmp"}]
+    mounts: list[Wire] = [{"name": "oet-tmp", "mountPath": "/tmp"}]
     volumes: list[Wire] = [{"name": "oet-tmp", "emptyDir": {}}]
     if config_map := execution.spec.script.config_map:
         # Optional: a Pod that waits for ever says less than a script that is not found.
         source = {"name": config_map.name, "optional": True, "items": [{"key": config_map.key, "path": config_map.key}]}
         volumes.append({"name": "oet-script", "configMap": source})
         mounts.append({"name": "oet-script", "mountPath": CONFIG_MAP_FOLDER})
+    if _is_posting(execution, settings):
+        volumes.append(_build_token_volume())
+        mounts.append({"name": TIMELINE_VOLUME, "mountPath": posixpath.dirname(TIMELINE_TOKEN_FILE), "readOnly": True})
     if is_foreign:
         volumes.append({"name": "oet-runner", "emptyDir": {}})
         mounts.append({"name": "oet-runner", "mountPath": RUNNER_HOME})
@@ -140,6 +201,22 @@ def _build_base(execution: ScriptExecution, settings: KubernetesSettings) -> Wir
     return {"metadata": _build_metadata(execution), "spec": spec}
 
 
+def _is_posting(execution: ScriptExecution, settings: KubernetesSettings) -> bool:
+    """Tell whether its runner posts entries. A rehearsal reaches nobody but the API server: its Pod's log is read."""
+    return bool(settings.timeline_url) and execution.spec.mode is not Mode.REHEARSAL
+
+
+def _build_token_volume() -> Wire:
+    """Build the volume with the token that the timeline knows this Pod by. It is no use at the API server, nor after the Pod."""
+    token = {
+        "audience": TIMELINE_AUDIENCE,
+        "expirationSeconds": TOKEN_SECONDS,
+        "path": posixpath.basename(TIMELINE_TOKEN_FILE),
+    }
+    sources: list[Wire] = [{"serviceAccountToken": token}]
+    return {"name": TIMELINE_VOLUME, "projected": {"sources": sources}}
+
+
 def _build_metadata(execution: ScriptExecution) -> Wire:
     owner = {
         "apiVersion": API_VERSION,
@@ -148,12 +225,30 @@ def _build_metadata(execution: ScriptExecution) -> Wire:
         "uid": execution.uid,
         "controller": True,
     }
+    labels = {
+        MANAGED_LABEL: MANAGED_VALUE,
+        EXECUTION_UID_LABEL: execution.uid,
+        PROCEDURE_LABEL: str(execution.procedure_id),
+        **_build_subarray_label(execution.spec),
+        **({MODE_LABEL: REHEARSAL_VALUE} if execution.spec.mode is Mode.REHEARSAL else {}),
+    }
     return {
         "name": execution.status.pod_name,
         "namespace": execution.metadata.namespace,
-        "labels": {MANAGED_LABEL: MANAGED_VALUE, EXECUTION_UID_LABEL: execution.uid},
+        "labels": labels,
+        "annotations": {EXECUTION_NAME_ANNOTATION: execution.metadata.name},
         "ownerReferences": [owner],
     }
+
+
+def _build_subarray_label(spec: ScriptExecutionSpec) -> dict[str, str]:
+    """Say what the Pod locks, should its execution be deleted while it runs."""
+    subarray = compute_subarray(spec)
+    if subarray is not None:
+        return {SUBARRAY_LABEL: str(subarray)}
+    # The arguments of main, which come with the start, may name one yet.
+    is_open = spec.desired_state is DesiredState.READY and spec.mode is not Mode.REHEARSAL
+    return {} if is_open else {SUBARRAY_LABEL: NO_SUBARRAY}
 
 
 def _build_copier(settings: KubernetesSettings) -> Wire:
@@ -168,8 +263,11 @@ def _build_copier(settings: KubernetesSettings) -> Wire:
     }
 
 
-def _build_env(execution: ScriptExecution) -> list[Wire]:
+def _build_env(execution: ScriptExecution, settings: KubernetesSettings, environ: Mapping[str, str]) -> list[Wire]:
+    timeline = {TIMELINE_URL_VARIABLE: settings.timeline_url, TIMELINE_TOKEN_FILE_VARIABLE: TIMELINE_TOKEN_FILE}
     values = {
+        **environ,
+        **(timeline if _is_posting(execution, settings) else {}),
         POD_NAME_VARIABLE: execution.status.pod_name,
         NAMESPACE_VARIABLE: execution.metadata.namespace,
         "PYTHONPATH": RUNNER_HOME,

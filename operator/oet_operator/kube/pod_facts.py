@@ -7,7 +7,13 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from oet_crds.names import EXECUTION_UID_LABEL, SCRIPT_CONTAINER
+from oet_crds.names import (
+    EXECUTION_NAME_ANNOTATION,
+    EXECUTION_UID_LABEL,
+    PROCEDURE_LABEL,
+    SCRIPT_CONTAINER,
+    SUBARRAY_LABEL,
+)
 from oet_crds.reasons import Reason
 
 __all__ = ["Container", "PodFacts", "parse_pod", "parse_time"]
@@ -40,6 +46,9 @@ class PodFacts:
         uid: Its identity.
         version: Resource version as a number: which of two observations is the newer one.
         execution_uid: The execution that it is for.
+        execution_name: Its name; empty: not known.
+        procedure_id: Its number; 0: not known.
+        subarray: The subarray that it locks; `NO_SUBARRAY`: none; empty: not known.
         created: When it was created.
         deleted: When it is to be gone, grace period included; None: nobody deletes it.
         is_finished: Its phase is Succeeded or Failed.
@@ -57,6 +66,9 @@ class PodFacts:
     version: int
     execution_uid: str
     created: datetime
+    execution_name: str = ""
+    procedure_id: int = 0
+    subarray: str = ""
     deleted: datetime | None = None
     is_finished: bool = False
     reason: str = ""
@@ -66,6 +78,11 @@ class PodFacts:
     disruption: str = ""
     ended: Container | None = None
     waiting: Container | None = None
+
+    @property
+    def is_over(self) -> bool:
+        """Tell whether its node, or who gave the node up, says that nothing of it runs."""
+        return self.ended is not None or self.is_finished
 
 
 def parse_time(text: object) -> datetime | None:
@@ -91,6 +108,8 @@ def _text(mapping: Mapping[str, Any], key: str) -> str:
 def parse_pod(pod: Mapping[str, Any]) -> PodFacts:
     """Take the facts out of a Pod object. Pure."""
     metadata, status = _mapping(pod.get("metadata")), _mapping(pod.get("status"))
+    labels, annotations = _mapping(metadata.get("labels")), _mapping(metadata.get("annotations"))
+    number = _text(labels, PROCEDURE_LABEL)
     conditions = {_text(one, "type"): one for one in _list(status.get("conditions"))}
     scheduled = conditions.get("PodScheduled", {})
     disruption = conditions.get("DisruptionTarget", {})
@@ -98,7 +117,10 @@ def parse_pod(pod: Mapping[str, Any]) -> PodFacts:
         name=_text(metadata, "name"),
         uid=_text(metadata, "uid"),
         version=int(metadata.get("resourceVersion") or 0),
-        execution_uid=_text(_mapping(metadata.get("labels")), EXECUTION_UID_LABEL),
+        execution_uid=_text(labels, EXECUTION_UID_LABEL),
+        execution_name=_text(annotations, EXECUTION_NAME_ANNOTATION),
+        procedure_id=int(number) if number.isdecimal() else 0,
+        subarray=_text(labels, SUBARRAY_LABEL),
         created=parse_time(metadata.get("creationTimestamp")) or _FIRST,
         deleted=parse_time(metadata["deletionTimestamp"]) if metadata.get("deletionTimestamp") else None,
         is_finished=status.get("phase") in _FINISHED_PHASES,

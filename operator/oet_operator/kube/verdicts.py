@@ -13,17 +13,21 @@ from datetime import datetime, timedelta
 from oet_crds.execution import ScriptExecution
 from oet_crds.reasons import Reason
 from oet_crds.settings import KubernetesSettings
-from oet_crds.states import DesiredState
+from oet_crds.states import DesiredState, Mode
 from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.kube.pod_facts import Container, PodFacts
 
-__all__ = ["NODE_PATIENCE_SECONDS", "Sighting", "has_claim", "observe_runner"]
+__all__ = ["NODE_PATIENCE_SECONDS", "Sighting", "compute_patience", "has_claim", "observe_runner"]
 
 NODE_PATIENCE_SECONDS = 30.0
 """How long after the end of its grace period a deleted Pod may still be there: a kubelet that lives needs two seconds."""
 
 _PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed")
 _HOPELESS_REASONS = ("InvalidImageName", "ErrImageNeverPull")
+_NO_REHEARSALS = (
+    "nothing keeps rehearsals away from the telescope in this deployment: where the cluster enforces network policies, set "
+    "rehearsal.enabled in the chart's values (without the chart: a policy of your own, and [kubernetes] rehearsals)"
+)
 _SIGNAL_BASE = 128
 """A container that signal n ended has the exit code 128 + n, as in a shell."""
 
@@ -45,6 +49,11 @@ class Sighting:
     is_refusal_final: bool = False
 
 
+def compute_patience(deleted: datetime, now: datetime) -> float:
+    """Return for how many seconds more the end of a Pod is waited for that was to be gone at `deleted`. Pure."""
+    return (deleted + timedelta(seconds=NODE_PATIENCE_SECONDS) - now).total_seconds()
+
+
 def has_claim(execution: ScriptExecution) -> bool:
     """Tell whether a runner has taken the execution: without a claim no line of its script ever ran."""
     return execution.status.runner is not None and execution.status.runner.claim is not None
@@ -59,6 +68,8 @@ def observe_runner(
         The observation, and after how many seconds it may be another although nothing happens; None: never.
     """
     if sighting.pod is None:
+        if execution.spec.mode is Mode.REHEARSAL and not settings.rehearsals and not has_claim(execution):
+            return RunnerObservation(Presence.STUCK, Reason.REHEARSAL_UNAVAILABLE, _NO_REHEARSALS), None
         return _observe_unseen(execution, sighting)
     if sighting.is_gone:
         return _observe_vanished(execution, sighting.pod), None
@@ -139,7 +150,7 @@ def _observe_deleted(
 ) -> tuple[RunnerObservation, float | None]:
     """A Pod that is being deleted: by a person, by a drained node, by OET itself."""
     assert pod.deleted is not None
-    left = (pod.deleted + timedelta(seconds=NODE_PATIENCE_SECONDS) - now).total_seconds()
+    left = compute_patience(pod.deleted, now)
     presence = Presence.ALIVE if has_claim(execution) else Presence.PENDING
     if left <= 0:
         message = f"Pod {pod.name} was deleted and its node does not confirm its end: is the node up?"
@@ -160,7 +171,7 @@ def _observe_pending(
     left = limit - (now - pod.created).total_seconds()
     if left <= 0:
         message = f"{message or 'its container was not started: is an image still being pulled, or a volume missing?'}"
-        message += f" (after {limit:g} s; `kubectl describe pod {pod.name}` says more)"
+        message += f" ({f'after {limit:g} s; ' if limit else ''}`kubectl describe pod {pod.name}` says more)"
         return RunnerObservation(Presence.STUCK, reason or Reason.POD_START_FAILED, message), None
     return RunnerObservation(Presence.PENDING, reason, message), left
 

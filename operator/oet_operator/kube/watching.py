@@ -3,20 +3,28 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from typing import Any
 
 import kopf
 
-from oet_crds.names import GROUP, MANAGED_LABEL, MANAGED_VALUE, PLURAL, VERSION
+from oet_crds.names import GROUP, KIND, MANAGED_LABEL, MANAGED_VALUE, PLURAL, VERSION
 from oet_operator.kube.client import KubeClient
+from oet_operator.kube.health import Vitals
 from oet_operator.kube.paths import Paths
+from oet_operator.kube.pod_facts import parse_pod
 from oet_operator.kube.reconciler import Reconciler
+from oet_operator.kube.watch_guard import get_version
 
 __all__ = ["build_registry", "build_settings", "resync"]
 
 ERROR_BACKOFFS_SECONDS = (0.1, 0.2, 0.5, *(1.0 for _ in range(3600)))
 """kopf gives up after the last one and ends the process; an API server may be down for an hour."""
+
+
+LIST_CHUNK = 100
+"""Objects that kopf asks for at once when it lists: with all at once, 5,000 executions would cost 100 MiB."""
 
 
 class _NoDiffs(kopf.DiffBaseStorage):
@@ -59,7 +67,8 @@ def build_settings() -> kopf.OperatorSettings:
     settings.peering.standalone = True
     settings.persistence.diffbase_storage = _NoDiffs()
     settings.persistence.progress_storage = _NoProgress()
-    settings.queueing.idle_timeout = 0.5
+    settings.queueing.idle_timeout = 0.1
+    settings.watching.chunk_size = LIST_CHUNK
     settings.watching.server_timeout = 300
     settings.watching.client_timeout = 330
     settings.watching.connect_timeout = 5
@@ -72,9 +81,9 @@ def build_settings() -> kopf.OperatorSettings:
 
 
 def build_registry(
-    reconciler: Reconciler, read_credentials: Callable[[], kopf.ConnectionInfo]
+    reconciler: Reconciler, read_credentials: Callable[[], kopf.ConnectionInfo], on_event: Callable[[str, Any], None]
 ) -> kopf.OperatorRegistry:
-    """Return the handlers: every event goes to the reconciler."""
+    """Return the handlers: every event goes to the reconciler, after `on_event` was told its kind and object."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry, id="login")
@@ -83,31 +92,45 @@ def build_registry(
 
     @kopf.on.event(GROUP, VERSION, PLURAL, registry=registry, id="execution")
     async def _on_execution(event: Any, **_: Any) -> None:
+        on_event(KIND, event["object"])
         reconciler.on_execution(event["type"], event["object"])
 
     @kopf.on.event("v1", "pods", registry=registry, id="pod")
     async def _on_pod(event: Any, **_: Any) -> None:
+        on_event("Pod", event["object"])
         reconciler.on_pod(event["type"], event["object"])
 
     return registry
 
 
-async def resync(client: KubeClient, paths: Paths, reconciler: Reconciler) -> None:
+async def resync(client: KubeClient, paths: Paths, vitals: Vitals) -> None:
     """Compare all that is known with the API server: kopf never tells of what was deleted while a watch was down.
+
+    What was known before a list was made and is not in it has been deleted. Pods come first: executions that are over and have
+    none are not kept in memory.
 
     Raises:
         ApiError: The API server did not answer; what it said before that was taken in.
     """
-    # What was known before the list was made and is not in it has been deleted.
-    known = set(reconciler.cache.executions)
-    async for wire, _ in client.iter_list(paths.executions):
-        known.discard(wire["metadata"]["uid"])
-        reconciler.on_execution(None, wire)
-    for uid in known:
-        reconciler.on_execution_gone(uid)
-    pods = reconciler.cache.list_pods()
+    reconciler, guard = vitals.reconciler, vitals.guard
+    assert reconciler is not None
+    cache = reconciler.cache
+    guard.begin_round()
+    pods = cache.list_pods()
     async for wire, _ in client.iter_list(paths.pods, labelSelector=f"{MANAGED_LABEL}={MANAGED_VALUE}"):
         pods.pop(wire["metadata"]["uid"], None)
+        before = cache.get_pod_version(owner := parse_pod(wire).execution_uid)
         reconciler.on_pod(None, wire)
+        guard.note_listed(wire, is_news=before < cache.get_pod_version(owner))
+    known = cache.list_uids()
+    async for wire, _ in client.iter_list(paths.executions):
+        uid = wire["metadata"]["uid"]
+        known.discard(uid)
+        guard.note_listed(wire, is_news=cache.get_version(uid) < get_version(wire))
+        reconciler.on_execution(None, wire)
     for uid in pods.values():
         reconciler.on_pod_gone(uid)
+    for uid in known:
+        reconciler.on_execution_gone(uid)
+    guard.end_round()
+    vitals.resynced_at = time.monotonic()

@@ -6,12 +6,24 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
+from oet_crds.aborts import find_serving, find_target, is_armed
+from oet_crds.activities import find_sb_event
+from oet_crds.alarms import find_alarm
 from oet_crds.execution import AbortStatus, Grant, ScriptExecution, ScriptExecutionSpec
 from oet_crds.settings import EngineSettings
+from oet_crds.specs import compute_subarray
 from oet_crds.states import is_final
 from oet_crds.topics import EntryKind, Topic
-from oet_operator.core.aborts import build_abort_spec
-from oet_operator.core.actions import CreateAbort, CreatePod, DeleteExecution, DeletePod, StopRunner
+from oet_operator.core.aborts import build_abort_spec, build_abort_view, is_in_use, is_outcome_open
+from oet_operator.core.actions import (
+    ArmAbort,
+    CreateAbort,
+    CreatePod,
+    DeleteExecution,
+    DeletePod,
+    StopRunner,
+    UseArmed,
+)
 from oet_operator.core.decide import decide
 from oet_operator.core.locks import build_lock_table, wants_grant
 from oet_operator.core.snapshot import RunnerObservation, Snapshot
@@ -49,16 +61,23 @@ def apply_decision(
     execution = transaction.get(observed.procedure_id)
     if execution is None:
         return
-    locks = build_lock_table(_iter_active(store, transaction))
-    plan = decide(Snapshot(execution=execution, runner=observed.runner, locks=locks, now=observed.now))
+    active = list(_iter_active(store, transaction))
+    serving = find_serving(_iter_all(store, transaction), execution.uid) if execution.spec.stop.abort else None
+    aborts = build_abort_view(execution, active, is_prearmed=settings.prearm_abort, serving=serving)
+    plan = decide(Snapshot(execution, observed.runner, build_lock_table(active), observed.now, aborts))
     if plan.status is not execution.status:
         before = execution
         execution = transaction.put(execution.model_copy(update={"status": plan.status}))
         _append_states(transaction, execution, known=before.status.history[-1].seq if before.status.history else 0)
         if execution.is_finished or (execution.status.grant and not before.status.grant):
             effects.look_at += _find_waiting(store, execution)
+        effects.look_at += _find_served(store, transaction, execution)
+        if settings.prearm_abort:
+            effects.look_at += _find_users(active, before, execution)
+        _append_alarm(transaction, before, execution)
+    desk = _Desk(store, settings, transaction, effects)
     for action in plan.actions:
-        _apply_action(transaction, effects, execution, action, settings)
+        _apply_action(desk, execution, action)
     effects.deliver.add(observed.procedure_id)
     if plan.requeue_after_seconds is not None:
         effects.requeue.append((plan.requeue_after_seconds, observed.procedure_id))
@@ -77,8 +96,41 @@ def _iter_active(store: LocalStore, transaction: Transaction) -> Iterable[Script
     """Yield the active executions as the transaction leaves them, the new ones too, oldest first."""
     changed = dict(transaction.executions)
     for number, execution in store.list_active().items():
-        yield changed.pop(number, execution)
-    yield from changed.values()
+        if number not in transaction.removed:
+            yield changed.pop(number, execution)
+    yield from (one for number, one in changed.items() if number not in transaction.removed)
+
+
+def _iter_all(store: LocalStore, transaction: Transaction) -> Iterable[ScriptExecution]:
+    """Yield all executions as the transaction leaves them."""
+    changed = dict(transaction.executions)
+    for execution in store.list():
+        if _id(execution) not in transaction.removed:
+            yield changed.pop(_id(execution), execution)
+    yield from (one for number, one in changed.items() if number not in transaction.removed)
+
+
+def _find_served(store: LocalStore, transaction: Transaction, aborter: ScriptExecution) -> list[int]:
+    """Return the stopped execution whose abort has ended, if this is the one that ran it."""
+    target = find_target(aborter) if aborter.is_finished else None
+    return [_id(one) for one in _iter_all(store, transaction) if one.uid == target] if target else []
+
+
+def _find_users(active: Iterable[ScriptExecution], before: ScriptExecution, after: ScriptExecution) -> list[int]:
+    """Return the others on a subarray for which an abort script may be needed, or not any more, and the one that is held."""
+    if is_in_use(before) == is_in_use(after) and not (is_armed(after) and after.is_finished):
+        return []
+    subarray = compute_subarray(after.spec)
+    others = (one for one in active if one.uid != after.uid and compute_subarray(one.spec) == subarray)
+    return [_id(one) for one in others if is_armed(one) or is_in_use(one)]
+
+
+def _append_alarm(transaction: Transaction, before: ScriptExecution, after: ScriptExecution) -> None:
+    """Publish an alarm that an execution has begun to raise."""
+    alarm = find_alarm(after)
+    if alarm is not None and alarm != find_alarm(before):
+        assert after.procedure_id is not None
+        transaction.append(after.procedure_id, EntryKind.ACTION, alarm.topic, alarm.payload, At(alarm.time))
 
 
 def _find_waiting(store: LocalStore, changed: ScriptExecution) -> list[int]:
@@ -114,15 +166,34 @@ def _append_states(transaction: Transaction, after: ScriptExecution, *, known: i
         if is_final(entry.state) and after.status.stacktrace:
             payload = {"msg_src": source, "stacktrace": after.status.stacktrace}
             transaction.append(procedure_id, EntryKind.STATE, Topic.STACKTRACE, payload, At(entry.time.timestamp()))
+        if told := find_sb_event(after, entry.state):
+            transaction.append(procedure_id, EntryKind.ACTION, *told, At(entry.time.timestamp()))
         payload = {"msg_src": source, "new_state": str(entry.state)}
         transaction.append(procedure_id, EntryKind.STATE, Topic.STATE_CHANGE, payload, At(entry.time.timestamp()))
 
 
-def _apply_action(
-    transaction: Transaction, effects: Effects, execution: ScriptExecution, action: object, settings: EngineSettings
-) -> None:
-    procedure_id = execution.procedure_id
-    assert procedure_id is not None
+@dataclass(frozen=True, slots=True)
+class _Desk:
+    """What performing an action needs."""
+
+    store: LocalStore
+    settings: EngineSettings
+    transaction: Transaction
+    effects: Effects
+
+    def look_at_users(self, subarray: int | None) -> None:
+        """Have the scripts looked at that use a subarray: an abort script may be needed for them."""
+        users = (one for one in _iter_active(self.store, self.transaction) if is_in_use(one))
+        self.effects.look_at += [_id(one) for one in users if compute_subarray(one.spec) == subarray]
+
+
+def _id(execution: ScriptExecution) -> int:
+    assert execution.procedure_id is not None
+    return execution.procedure_id
+
+
+def _apply_action(desk: _Desk, execution: ScriptExecution, action: object) -> None:
+    procedure_id, effects = _id(execution), desk.effects
     match action:
         case CreatePod():
             effects.assign.append(procedure_id)
@@ -131,34 +202,55 @@ def _apply_action(
         case DeletePod():
             effects.kill.append(procedure_id)
         case DeleteExecution():
-            transaction.remove(procedure_id)
+            desk.transaction.remove(procedure_id)
+            if is_armed(execution):
+                desk.look_at_users(execution.spec.subarray)
         case CreateAbort():
-            _create_abort(transaction, effects, execution, action, settings)
+            _create_abort(desk, execution, action)
+        case UseArmed():
+            _use_armed(desk, execution, action)
+        case ArmAbort():
+            _arm_abort(desk, action)
         case _:
             raise TypeError(f"the local engine has no way to do {action!r}")
 
 
-def _create_abort(
-    transaction: Transaction,
-    effects: Effects,
-    stopped: ScriptExecution,
-    action: CreateAbort,
-    settings: EngineSettings,
-) -> None:
+def _create_abort(desk: _Desk, stopped: ScriptExecution, action: CreateAbort) -> None:
     """Create the abort execution and hand it the subarray, in the transaction that ends the stopped one's hold on it."""
     grant = Grant(time=datetime.now(UTC), subarray=action.subarray) if action.inherit else None
-    abort = create_execution(transaction, build_abort_spec(settings.scripts_location, action.subarray), grant)
-    assert abort.procedure_id is not None
-    status = stopped.status.model_copy(update={"abort": AbortStatus(procedure_id=abort.procedure_id)})
-    transaction.put(stopped.model_copy(update={"status": status}))
-    effects.look_at.append(abort.procedure_id)
+    spec = build_abort_spec(desk.settings, desk.settings.scripts_location, action.subarray, stopped.uid)
+    _record_abort(desk, stopped, create_execution(desk.transaction, spec, grant))
+
+
+def _use_armed(desk: _Desk, stopped: ScriptExecution, action: UseArmed) -> None:
+    """Hand the subarray to the abort script that is held, in the transaction that ends the stopped one's hold on it."""
+    grant = Grant(time=datetime.now(UTC), subarray=action.subarray, standing=False, abort_of=stopped.uid)
+    status = action.armed.status.model_copy(update={"grant": grant})
+    _record_abort(desk, stopped, desk.transaction.put(action.armed.model_copy(update={"status": status})))
+    desk.look_at_users(action.subarray)
+
+
+def _record_abort(desk: _Desk, stopped: ScriptExecution, abort: ScriptExecution) -> None:
+    status = stopped.status.model_copy(update={"abort": AbortStatus(procedure_id=_id(abort))})
+    desk.transaction.put(stopped.model_copy(update={"status": status}))
+    desk.effects.look_at.append(_id(abort))
+
+
+def _arm_abort(desk: _Desk, action: ArmAbort) -> None:
+    """Have an abort script prepared, unless one is there: another script on the subarray may have asked for it just now."""
+    if any(
+        is_armed(one) and one.spec.subarray == action.subarray for one in _iter_active(desk.store, desk.transaction)
+    ):
+        return
+    spec = build_abort_spec(desk.settings, desk.settings.scripts_location, action.subarray)
+    desk.effects.look_at.append(_id(create_execution(desk.transaction, spec)))
 
 
 def apply_history_limit(store: LocalStore, transaction: Transaction, limit: int) -> None:
-    """Remove finished executions beyond the limit, oldest first; active ones are never removed."""
+    """Remove finished executions beyond the limit, oldest first; active ones, or of which the abort is, are never removed."""
     changed = transaction.executions
     present = [changed.get(execution.procedure_id or 0, execution) for execution in store.list()]
-    finished = [execution for execution in present if execution.is_finished]
+    finished = [one for one in present if one.is_finished and not (is_armed(one) or is_outcome_open(one))]
     for execution in finished[: max(0, len(finished) - limit)]:
         assert execution.procedure_id is not None
         transaction.remove(execution.procedure_id)

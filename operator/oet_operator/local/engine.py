@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import importlib.util
 import logging
 import os
 import sqlite3
@@ -13,22 +14,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from oet_crds.errors import ConflictError, OverloadedError, UnavailableError
+from oet_crds.aborts import is_armed
+from oet_crds.errors import ConflictError, OverloadedError, RequestRefusedError, UnavailableError
 from oet_crds.execution import ScriptExecution, ScriptExecutionSpec
-from oet_crds.ports import Health, Record, SpecChange, TimelineEntry
-from oet_crds.settings import EngineSettings
+from oet_crds.ports import Archive, Health, Record, SpecChange, TimelineEntry
+from oet_crds.settings import EngineSettings, GitSettings
 from oet_crds.specs import validate_change
-from oet_crds.states import DesiredState
+from oet_crds.states import DesiredState, Mode
 from oet_crds.topics import EntryKind
 from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.local.applier import Effects, Observed, apply_decision, create_execution
 from oet_operator.local.database import Database
 from oet_operator.local.loop import EngineLoop
 from oet_operator.local.processes import ENGINE_VARIABLE, become_subreaper
-from oet_operator.local.runner import Runner, is_isolation_available
+from oet_operator.local.runner import Isolation, Runner, is_isolation_available
 from oet_operator.local.store import LocalStore
 
-__all__ = ["LocalEngine", "LocalTimeline", "compute_state_dir"]
+__all__ = ["LocalEngine", "LocalTimeline", "compute_state_dir", "find_shipped_scripts"]
 
 _log = logging.getLogger(__name__)
 
@@ -51,6 +53,15 @@ def compute_state_dir(configured: str, environ: Mapping[str, str], home: Path) -
         return Path(configured).absolute()
     base = environ.get("XDG_STATE_HOME") or str(home / ".local" / "state")
     return Path(base) / "ska-oso-oet"
+
+
+def find_shipped_scripts() -> str:
+    """Return the folder of the scripts that ship with the script library."""
+    # Found, not imported: engine and library are strangers.
+    spec = importlib.util.find_spec("oet")
+    assert spec is not None
+    assert spec.origin is not None
+    return str(Path(spec.origin).parent / "scripts")
 
 
 class LocalTimeline:
@@ -89,16 +100,24 @@ class LocalEngine:
 
     Attributes:
         timeline: The executions' timeline.
+        archive: None: with an execution its timeline goes.
     """
 
-    def __init__(self, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings, git: GitSettings | None = None) -> None:
         """Open the state folder.
+
+        Args:
+            settings: Those of the engine.
+            git: Those for scripts from git; None: as usual.
 
         Raises:
             UnavailableError: The folder cannot be used; the text says why and what to do.
         """
+        settings = settings.model_copy(update={"scripts_location": settings.scripts_location or find_shipped_scripts()})
         self._settings = settings
+        self._environ = (git or GitSettings()).build_environ()
         self._state_dir = compute_state_dir(settings.state_dir, os.environ, Path.home())
+        self._isolation = _decide_isolation(settings.isolation)
         self._lock_file = _lock_folder(self._state_dir)
         try:
             self._database = Database(self._state_dir / "oet.sqlite3")
@@ -107,15 +126,38 @@ class LocalEngine:
             raise UnavailableError(f"cannot open the store in {self._state_dir}: {error}") from error
         self._store = LocalStore(self._database)
         self.timeline = LocalTimeline(self._store)
+        self.archive: Archive | None = None
         self._mark = f"{self._database.read_store_id()}:{uuid.uuid4().hex}"
-        self._isolated = _decide_isolation(settings.isolation)
+        self._can_rehearse = False
         self._loop = EngineLoop(self._store, settings, self._start_runner)
         self._thread = threading.Thread(target=self._loop.run, name="oet-engine", daemon=True)
         self._stopping = threading.Event()
         self._keeper = threading.Thread(target=self._keep_house, name="oet-housekeeping", daemon=True)
 
-    def _start_runner(self) -> Runner:
-        return Runner({**os.environ, ENGINE_VARIABLE: self._mark}, isolated=self._isolated)
+    def _start_runner(self, mode: Mode) -> Runner:
+        """Start a runner. Raises OSError, also when it would be one for a rehearsal that can reach the telescope."""
+        isolation = self._isolation
+        if mode is Mode.REHEARSAL:
+            if problem := self._find_rehearsal_problem():
+                raise OSError(problem)
+            isolation = Isolation.NETWORK
+        return Runner({**os.environ, **self._environ, ENGINE_VARIABLE: self._mark}, isolation)
+
+    def _find_rehearsal_problem(self) -> str:
+        """Say why a rehearsal could not be kept away from the telescope here, and what to do; empty: it can."""
+        if self._isolation is Isolation.NONE:
+            return (
+                "a rehearsal needs a network namespace, and this server runs scripts without namespaces: "
+                "set [engine] isolation = namespace, or start OET where the kernel allows namespaces"
+            )
+        # Asked until it is so, by starting two processes: on a machine that is overloaded it may look as if it were not.
+        self._can_rehearse = self._can_rehearse or is_isolation_available(Isolation.NETWORK)
+        if not self._can_rehearse:
+            return (
+                "a rehearsal needs a network namespace, and unshare(1) cannot make one here: "
+                "start OET as root, or where the kernel lets users make namespaces"
+            )
+        return ""
 
     # ---- life --------------------------------------------------------------------------------------------------------
 
@@ -157,7 +199,7 @@ class LocalEngine:
             return Health(False, "the engine does not run")
         if problem := self._loop.observe_problem():
             return Health(False, problem)
-        isolation = "PID namespaces" if self._isolated else "process groups"
+        isolation = "process groups" if self._isolation is Isolation.NONE else "PID namespaces"
         return Health(True, f"local engine, state in {self._state_dir}, scripts in {isolation}")
 
     # ---- the store port ----------------------------------------------------------------------------------------------
@@ -166,8 +208,11 @@ class LocalEngine:
         """Store a new execution; see `oet_crds.ports.ExecutionStore.create`."""
         if self._loop.is_shutting_down:
             raise UnavailableError("OET is shutting down and takes no new scripts")
+        if spec.mode is Mode.REHEARSAL and (problem := self._find_rehearsal_problem()):
+            raise RequestRefusedError(f"Cannot rehearse: {problem}")
         with self._store.transaction(durable=True) as transaction:
-            active = len(self._store.list_active())
+            # An abort script that is held must not keep a script out: it comes and goes by itself.
+            active = sum(not is_armed(one) for one in self._store.list_active().values())
             if active >= self._settings.max_active:
                 raise OverloadedError(
                     f"{active} executions are active, as many as [engine] max_active allows: stop some, or raise it", 5
@@ -240,11 +285,11 @@ def _lock_folder(folder: Path) -> Any:
     return lock_file
 
 
-def _decide_isolation(wanted: str) -> bool:
-    """Return whether scripts get a PID namespace. Raises UnavailableError when it is demanded and cannot be had."""
+def _decide_isolation(wanted: str) -> Isolation:
+    """Return what scripts are kept away from. Raises UnavailableError when it is demanded and cannot be had."""
     if wanted == "none":
-        return False
+        return Isolation.NONE
     available = is_isolation_available()
     if wanted == "namespace" and not available:
         raise UnavailableError("[engine] isolation = namespace, but unshare(1) cannot make a PID namespace here")
-    return available
+    return Isolation.PROCESSES if available else Isolation.NONE

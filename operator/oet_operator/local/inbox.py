@@ -97,7 +97,7 @@ class Inbox:
         if shutting_down and end.outcome is Outcome.STOPPED and not _is_stop_wanted(execution):
             message = "OET was shut down and stopped the script first"
             end = end.model_copy(update={"reason": Reason.ENGINE_SHUTDOWN, "message": message})
-        transaction.stage(with_runner_exit(execution, end))
+        transaction.stage(with_runner_exit(execution, end, mail))
 
 
 def _is_stop_wanted(execution: ScriptExecution) -> bool:

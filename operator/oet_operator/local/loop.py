@@ -16,11 +16,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from oet_crds.aborts import is_armed
 from oet_crds.execution import ScriptExecution
 from oet_crds.mailbox import MailKind
 from oet_crds.reasons import Reason
 from oet_crds.settings import EngineSettings
-from oet_crds.states import DesiredState
+from oet_crds.states import DesiredState, Mode
+from oet_operator.core.aborts import is_outcome_open
+from oet_operator.core.locks import is_abort_due, may_begin
 from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.local.applier import Effects, Observed, apply_decision, apply_history_limit
 from oet_operator.local.inbox import Inbox
@@ -71,7 +74,7 @@ class _Service:
 class EngineLoop:
     """The loop. `run` is the thread's body; `wake`, `shut_down` and `observe_problem` may be called from any thread."""
 
-    def __init__(self, store: LocalStore, settings: EngineSettings, start_runner: Callable[[], Runner]) -> None:
+    def __init__(self, store: LocalStore, settings: EngineSettings, start_runner: Callable[[Mode], Runner]) -> None:
         self._store = store
         self._settings = settings
         self._start_runner = start_runner
@@ -131,6 +134,8 @@ class EngineLoop:
                 # Without a runner's name nothing was started for it yet: it simply goes on.
                 target = self._recovering.add if execution.status.pod_name else self._dirty.append
                 target(_id(execution))
+            elif is_armed(execution) or is_abort_due(execution) or is_outcome_open(execution):
+                self._dirty.append(_id(execution))
 
     def run(self) -> None:
         """Loop until the engine is shut down. Survives whatever an execution brings."""
@@ -188,8 +193,8 @@ class EngineLoop:
 
     # ---- observing runners -------------------------------------------------------------------------------------------
 
-    def _start_watched(self) -> Runner:
-        runner = self._start_runner()
+    def _start_watched(self, mode: Mode = Mode.OPERATION) -> Runner:
+        runner = self._start_runner(mode)
         self._runners[runner.pid] = runner
         self._selector.register(runner.socket, selectors.EVENT_READ, runner)
         self._selector.register(runner.pidfd, selectors.EVENT_READ, runner.pid)
@@ -289,12 +294,19 @@ class EngineLoop:
 
     def _decide_dirty(self, transaction: Transaction, effects: Effects) -> None:
         while self._dirty:
-            waiting = dict.fromkeys(self._dirty)  # Once each, in order.
-            self._dirty.clear()
-            for procedure_id in waiting:
+            for procedure_id in self._take_dirty():
                 self._decide(transaction, effects, procedure_id)
             self._dirty.extend(effects.look_at)
             effects.look_at = []
+
+    def _take_dirty(self) -> dict[int, None]:
+        """Return who is to be looked at, once each, in order."""
+        waiting: dict[int, None] = {}
+        # One by one: what another thread adds while this goes on is either taken here or left for the next time. (To copy all
+        # and then clear would lose what came in between, and its execution would stay as it is for ever.)
+        while self._dirty:
+            waiting[self._dirty.popleft()] = None
+        return waiting
 
     def _decide(self, transaction: Transaction, effects: Effects, procedure_id: int) -> None:
         """Decide on one execution; whatever goes wrong with it stays with it."""
@@ -330,7 +342,9 @@ class EngineLoop:
         if execution is None or procedure_id in self._services or self.is_shutting_down:
             return
         try:
-            runner = self._pool.take()
+            # Spares are outside of what keeps a rehearsal away from the telescope.
+            is_rehearsal = execution.spec.mode is Mode.REHEARSAL
+            runner = self._start_watched(Mode.REHEARSAL) if is_rehearsal else self._pool.take()
         except OSError as error:
             message = f"no runner could be started: {error}"
             self._on_gone({procedure_id: RunnerObservation(Presence.GONE, Reason.RUNNER_START_FAILED, message)})
@@ -345,7 +359,7 @@ class EngineLoop:
         if service is None or execution is None or execution.is_finished:
             self._clean_up(procedure_id)
             return
-        if execution.status.grant and not service.grant_sent:
+        if may_begin(execution) and not service.grant_sent:
             service.grant_sent = True
             service.runner.send_grant(execution.spec.args.main)
         if execution.spec.desired_state is DesiredState.STOPPED:

@@ -17,6 +17,7 @@ from oet_crds.execution import (
     ScriptExecutionSpec,
     ScriptExecutionStatus,
 )
+from oet_crds.git import is_commit
 from oet_crds.mailbox import MAX_STACKTRACE_CHARS
 from oet_crds.reasons import Outcome, Reason
 from oet_crds.states import State
@@ -63,7 +64,13 @@ def with_runner_state(execution: ScriptExecution, entry: Mapping[str, Any]) -> S
     transition = HistoryEntry.model_construct(
         seq=len(runner.transitions) + 1, state=state, time=_to_datetime(entry.get("t"))
     )
-    return _with_runner(execution, runner.model_copy(update={"transitions": [*runner.transitions, transition]}))
+    changes = {"transitions": [*runner.transitions, transition], "resolved_commit": _find_commit(runner, entry)}
+    return _with_runner(execution, runner.model_copy(update=changes))
+
+
+def _find_commit(runner: RunnerStatus, mail: Mapping[str, Any]) -> str | None:
+    commit = mail.get("commit")
+    return commit if is_commit(commit) else runner.resolved_commit
 
 
 def build_runner_exit(mail: Mapping[str, Any]) -> RunnerExit:
@@ -83,10 +90,11 @@ def build_runner_exit(mail: Mapping[str, Any]) -> RunnerExit:
         raise RunnerProtocolError(str(error)) from error
 
 
-def with_runner_exit(execution: ScriptExecution, end: RunnerExit) -> ScriptExecution:
-    """Return the execution with the script's end in `status.runner`."""
+def with_runner_exit(execution: ScriptExecution, end: RunnerExit, mail: Mapping[str, Any]) -> ScriptExecution:
+    """Return the execution with the script's end, and what else its runner's last mail tells, in `status.runner`."""
     runner = execution.status.runner or RunnerStatus()
-    return _with_runner(execution, runner.model_copy(update={"exit": end}))
+    changes = {"exit": end, "resolved_commit": _find_commit(runner, mail)}
+    return _with_runner(execution, runner.model_copy(update=changes))
 
 
 def _with_runner(execution: ScriptExecution, runner: RunnerStatus) -> ScriptExecution:

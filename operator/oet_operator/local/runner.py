@@ -18,7 +18,14 @@ from typing import Any
 from oet_crds.execution import FunctionArgs, ScriptExecution
 from oet_crds.mailbox import MailKind
 
-__all__ = ["MAX_PENDING_BYTES", "Reading", "Runner", "RunnerProtocolError", "is_isolation_available"]
+__all__ = [
+    "MAX_PENDING_BYTES",
+    "Isolation",
+    "Reading",
+    "Runner",
+    "RunnerProtocolError",
+    "is_isolation_available",
+]
 
 READ_BYTES = 128 * 1024
 """Read from one runner at a time, so that a talkative script does not keep the others waiting. Under the 208 KiB that a
@@ -27,11 +34,17 @@ socket holds by default on Linux, so that a read which is filled tells a flood."
 MAX_PENDING_BYTES = 4 * 1024 * 1024
 """A line from a runner longer than this is not from a runner of ours: its longest is a batch of 256 KiB."""
 
-ISOLATED = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL", "--")
+_UNSHARE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child=SIGKILL", "--")
 """util-linux' unshare(1): the runner becomes PID 1 of a namespace with a /proc of its own."""
 
-_USER_NAMESPACE = ("unshare", "--user", "--map-current-user", *ISOLATED[1:])
-"""The same for an ordinary user, where the kernel lets users make namespaces."""
+_AS_USER = ("--user", "--map-current-user")
+"""In addition for an ordinary user, where the kernel lets users make namespaces."""
+
+_WITHOUT_NETWORK = ("--net",)
+"""In addition for a rehearsal: a network with nothing but a loopback of its own, which must still be switched on."""
+
+_KEEP_RIGHTS = ("--keep-caps",)
+"""What an ordinary user needs for that switch; `oet_operator.local.loopback` gives it back."""
 
 
 class Reading(Enum):
@@ -47,14 +60,32 @@ class RunnerProtocolError(Exception):
     """What came over the mailbox is not what a runner says."""
 
 
-def _isolation() -> Sequence[str]:
-    return ISOLATED if os.geteuid() == 0 else _USER_NAMESPACE
+class Isolation(Enum):
+    """What a runner's script is kept away from."""
+
+    NONE = "none"
+    PROCESSES = "processes"
+    """All processes but its own: a PID namespace."""
+    NETWORK = "network"
+    """Those, and every network: what a rehearsal runs in."""
 
 
-def is_isolation_available() -> bool:
-    """Tell whether scripts can be given a PID namespace of their own here."""
+def _build_prefix(isolation: Isolation) -> Sequence[str]:
+    """Return the command that a runner's command comes after."""
+    if isolation is Isolation.NONE:
+        return ()
+    is_root, has_network = os.geteuid() == 0, isolation is not Isolation.NETWORK
+    words = [_UNSHARE[0], *(() if is_root else _AS_USER)]
+    if has_network:
+        return (*words, *_UNSHARE[1:])
+    words += [*_WITHOUT_NETWORK, *(() if is_root else _KEEP_RIGHTS), *_UNSHARE[1:]]
+    return (*words, sys.executable, "-m", "oet_operator.local.loopback")
+
+
+def is_isolation_available(isolation: Isolation = Isolation.PROCESSES) -> bool:
+    """Tell whether scripts can be kept apart like this here."""
     try:
-        done = subprocess.run([*_isolation(), "true"], capture_output=True, timeout=5.0, check=False)
+        done = subprocess.run([*_build_prefix(isolation), "true"], capture_output=True, timeout=5.0, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return False
     return done.returncode == 0
@@ -70,7 +101,7 @@ class Runner:
         pidfd: Readable when the process ends (pidfd_open(2)).
     """
 
-    def __init__(self, environ: Mapping[str, str], *, isolated: bool) -> None:
+    def __init__(self, environ: Mapping[str, str], isolation: Isolation) -> None:
         """Start a runner.
 
         Raises:
@@ -82,7 +113,7 @@ class Runner:
             command = [sys.executable, "-m", "oet_runner", "--mailbox-in", fd, "--mailbox-out", fd]
             try:
                 self._process = subprocess.Popen(
-                    [*(_isolation() if isolated else ()), *command],
+                    [*_build_prefix(isolation), *command],
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.DEVNULL,
                     pass_fds=[theirs.fileno()],
@@ -106,14 +137,16 @@ class Runner:
 
     def send_assignment(self, execution: ScriptExecution) -> None:
         """Hand it the execution that it serves from now on."""
-        init = execution.spec.args.init
+        init, activity = execution.spec.args.init, execution.spec.activity
         self._send(
             {
                 "kind": MailKind.ASSIGN,
                 "uid": execution.uid,
                 "procedureId": execution.procedure_id,
+                "mode": execution.spec.mode,
                 "script": execution.spec.script.to_wire(),
                 "init": init.to_wire() if init else None,
+                "file": {"path": activity.sb_path, "text": activity.sb_json} if activity else None,
             }
         )
 

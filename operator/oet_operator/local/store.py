@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from oet_crds.aborts import is_armed
 from oet_crds.errors import NotFoundError, UnavailableError
 from oet_crds.execution import ScriptExecution
 from oet_crds.ports import TimelineEntry
@@ -70,8 +71,12 @@ _Statements = list[Statement]
 
 
 def _is_active(execution: ScriptExecution) -> bool:
-    """Tell whether an execution may hold or want a subarray: it is not finished, or its abort is still to be created."""
-    return not execution.is_finished or is_holding(execution)
+    """Tell whether decisions on others depend on an execution.
+
+    It may hold or want a subarray: it is not finished, or its abort is still to be created. Or it is why no other abort script
+    is held for its subarray.
+    """
+    return not execution.is_finished or is_holding(execution) or is_armed(execution)
 
 
 class Transaction:

@@ -1,0 +1,306 @@
+"""Aborts: which script, by whom, what becomes of its end, and the abort scripts that are held READY."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from oet_crds.aborts import build_abort_source, is_armed, is_ready_to_abort, parse_abort_script
+from oet_crds.alarms import find_alarm
+from oet_crds.conditions import find_condition
+from oet_crds.execution import AbortStatus, FileScript, GitScript, ScriptExecution, StopOptions
+from oet_crds.reasons import Outcome, Reason
+from oet_crds.settings import EngineSettings, SettingsError, parse_settings
+from oet_crds.states import ConditionType, DesiredState, Purpose, State
+from oet_crds.topics import Topic
+from oet_operator.core.aborts import (
+    LINGER_SECONDS,
+    REARM_SECONDS,
+    AbortEnd,
+    AbortView,
+    build_abort_spec,
+    build_abort_view,
+    is_outcome_open,
+)
+from oet_operator.core.actions import ArmAbort, CreateAbort, CreatePod, DeleteExecution, Plan, StopRunner, UseArmed
+from oet_operator.core.decide import decide
+from oet_operator.core.locks import build_lock_table, is_holding, may_begin
+from oet_operator.core.snapshot import Presence, RunnerObservation, Snapshot
+
+STOPPED = {"state": State.STOPPED, "desired_state": DesiredState.STOPPED, "stop": StopOptions(abort=True)}
+NEEDED = AbortView(is_prearmed=True, has_resident=True, is_needed=True)
+UNUSED = AbortView(is_prearmed=True, has_resident=True)
+GIT = "git+https://host/repo.git"
+COMMIT = "0123456789" * 4
+
+
+def _decide(make: Any, execution: ScriptExecution, view: AbortView, presence: Presence = Presence.ALIVE) -> Plan:
+    runner = RunnerObservation(presence)
+    plan = decide(Snapshot(execution, runner, build_lock_table([execution]), make.now, view))
+    after = execution.model_copy(update={"status": plan.status})
+    assert decide(Snapshot(after, runner, build_lock_table([after]), make.now, view)).status is plan.status
+    return plan
+
+
+def _armed(make: Any, reached: State = State.READY, number: int = 5, **fields: Any) -> ScriptExecution:
+    execution: ScriptExecution = make.execution(reached, number, purpose=Purpose.ABORT, subarray=1, **fields)
+    return execution
+
+
+def _ready(make: Any, **fields: Any) -> ScriptExecution:
+    grant = make.grant().model_copy(update={"standing": True})
+    return _armed(make, grant=grant, **fields)
+
+
+# ---- which script ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "script"),
+    [
+        ("file:///opt/abort.py", FileScript(path="/opt/abort.py")),
+        (f"{GIT}@a/b#x/y.py", GitScript(repository="https://host/repo.git", branch="a/b", path="x/y.py")),
+        (f"{GIT}@{COMMIT}#y.py", GitScript(repository="https://host/repo.git", commit=COMMIT, path="y.py")),
+        (f"{GIT}#y.py", GitScript(repository="https://host/repo.git", path="y.py")),
+        (
+            "git+ssh://git@host/repo.git@main#y.py",
+            GitScript(repository="ssh://git@host/repo.git", branch="main", path="y.py"),
+        ),
+    ],
+)
+def test_abort_script_is_named_by_a_file_or_a_place_in_git(uri: str, script: object) -> None:
+    source = build_abort_source(uri, "/scripts")
+    assert script in (source.file, source.git)
+
+
+def test_abort_script_that_is_not_named_is_the_shipped_one() -> None:
+    assert parse_abort_script("") is None
+    assert build_abort_source("", "/scripts").file == FileScript(path="/scripts/abort.py")
+
+
+@pytest.mark.parametrize(
+    "uri", ["abort.py", "file://abort.py", "file:///", GIT, f"{GIT}@..#a.py", "git+https://h/../r#a.py"]
+)
+def test_wrong_name_of_the_abort_script_is_told_at_the_start(uri: str) -> None:
+    with pytest.raises(SettingsError, match="abort_script"):
+        parse_settings(f"[engine]\nabort_script = {uri}", "oet.ini", {})
+
+
+def test_abort_script_from_a_repository_that_is_not_allowed_is_told_at_the_start() -> None:
+    with pytest.raises(SettingsError, match=r"oet\.ini:2: \[engine\] abort_script: .*other"):
+        parse_settings(f"[engine]\nabort_script = {GIT}#a.py\n[git]\nallowed = other", "oet.ini", {})
+
+
+# ---- the abort of a stopped execution --------------------------------------------------------------------------------------
+
+
+def test_abort_without_a_subarray_is_an_alarm_once(make: Any) -> None:
+    plan = _decide(make, make.execution(State.RUNNING, **STOPPED), AbortView(), Presence.GONE)
+    assert plan.actions == ()
+    condition = find_condition(plan.status, ConditionType.ABORTED)
+    assert condition is not None
+    assert (condition.status, condition.reason) == ("False", Reason.NOTHING_TO_ABORT)
+    assert plan.status.message == condition.message
+
+
+def test_abort_that_somebody_runs_already_is_recorded_and_not_run_again(make: Any) -> None:
+    stopped = make.execution(State.RUNNING, grant=make.grant(), **STOPPED)
+    plan = _decide(make, stopped, AbortView(serving=9), Presence.GONE)
+    assert (plan.status.abort, plan.actions) == (AbortStatus(procedure_id=9), ())
+
+
+def test_abort_uses_the_script_that_is_held_if_it_inherits_the_subarray(make: Any) -> None:
+    stopped = make.execution(State.RUNNING, grant=make.grant(), **STOPPED)
+    armed = _ready(make)
+    view = AbortView(armed=armed)
+    assert _decide(make, stopped, view, Presence.GONE).actions == (UseArmed(armed, 1),)
+    holder = make.execution(State.RUNNING, 8, grant=make.grant())
+    locks = build_lock_table([stopped, holder])
+    plan = decide(Snapshot(stopped, RunnerObservation(Presence.GONE), locks, make.now, view))
+    assert plan.actions == (CreateAbort(1, inherit=False),)
+
+
+@pytest.mark.parametrize(
+    ("end", "words"),
+    [
+        (AbortEnd(State.COMPLETE, ""), None),
+        (AbortEnd(State.FAILED, "it refused"), "(procedure 9) ended FAILED (it refused)"),
+        (AbortEnd(State.UNKNOWN, ""), "(procedure 9) ended UNKNOWN; "),
+        (AbortEnd(None, ""), "(procedure 9) was removed before its end was known"),
+    ],
+)
+def test_end_of_the_abort_is_recorded_and_an_alarm_unless_complete(make: Any, end: AbortEnd, words: str | None) -> None:
+    abort = AbortStatus(procedure_id=9)
+    stopped = make.execution(State.RUNNING, grant=make.grant(), abort=abort, message="stopped", **STOPPED)
+    assert is_outcome_open(stopped)
+    after = stopped.model_copy(update={"status": _decide(make, stopped, AbortView(end=end), Presence.GONE).status})
+    assert not is_outcome_open(after)
+    alarm = find_alarm(after)
+    if words is None:
+        assert alarm is None
+        return
+    assert alarm is not None
+    assert alarm.topic is Topic.ABORT_FAILED
+    assert words in alarm.message
+    assert after.status.message == f"stopped; {alarm.message}"
+
+
+def test_stopped_execution_waits_for_the_end_of_its_abort(make: Any) -> None:
+    stopped = make.execution(State.RUNNING, abort=AbortStatus(procedure_id=9), ttl_seconds_after_finished=0, **STOPPED)
+    assert _decide(make, stopped, AbortView(serving=9), Presence.GONE).actions == ()
+
+
+# ---- held READY ------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("reached", "view", "arms"),
+    [
+        (State.READY, AbortView(is_prearmed=True), True),
+        (State.RUNNING, AbortView(is_prearmed=True), True),
+        (State.LOADING, AbortView(is_prearmed=True), False),
+        (State.READY, AbortView(), False),
+        (State.READY, AbortView(is_prearmed=True, has_resident=True), False),
+    ],
+)
+def test_abort_script_is_prepared_for_a_script_that_is_prepared(
+    make: Any, reached: State, view: AbortView, arms: bool
+) -> None:
+    plan = _decide(make, make.execution(reached, subarray=1), view)
+    assert (ArmAbort(1) in plan.actions) is arms
+
+
+def test_abort_script_that_is_ready_and_needed_may_begin_once_it_is_told_for_whom(make: Any) -> None:
+    plan = _decide(make, _armed(make), NEEDED)
+    armed = _armed(make).model_copy(update={"status": plan.status})
+    assert is_ready_to_abort(armed)
+    assert not may_begin(armed)
+    assert not is_holding(armed)
+    spec = armed.spec.model_copy(update={"abort_of": "u", "desired_state": DesiredState.RUNNING})
+    begun = armed.model_copy(update={"spec": spec})
+    assert may_begin(begun)
+    assert is_holding(begun)
+    assert _decide(make, begun, UNUSED).actions == ()
+
+
+@pytest.mark.parametrize(
+    ("fields", "view"),
+    [({"reached": State.LOADING}, NEEDED), ({}, UNUSED), ({"desired_state": DesiredState.STOPPED}, NEEDED)],
+)
+def test_abort_script_that_is_not_ready_or_not_needed_may_not_begin(
+    make: Any, fields: dict[str, Any], view: AbortView
+) -> None:
+    assert _decide(make, _armed(make, **fields), view).status.grant is None
+
+
+def test_abort_script_that_was_held_is_followed_by_no_abort(make: Any) -> None:
+    ended = _ready(make, **STOPPED)
+    assert not any(isinstance(action, CreateAbort) for action in _decide(make, ended, NEEDED, Presence.GONE).actions)
+
+
+def test_user_script_never_gets_a_standing_grant(make: Any) -> None:
+    assert _decide(make, make.execution(State.READY, subarray=1), NEEDED).status.grant is None
+
+
+def test_abort_script_that_nobody_needs_is_stopped_after_a_while_and_removed(make: Any) -> None:
+    armed = _ready(make)
+    idle = armed.model_copy(update={"status": _decide(make, armed, UNUSED).status})
+    assert find_condition(idle.status, ConditionType.STOPPING) is None
+    later = make.now + timedelta(seconds=LINGER_SECONDS)
+    runner = RunnerObservation(Presence.ALIVE)
+    plan = decide(Snapshot(idle, runner, build_lock_table([idle]), later, UNUSED))
+    assert [type(action) for action in plan.actions] == [StopRunner]
+    report = plan.status.runner.model_copy(update={"exit": make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED)})  # type: ignore[union-attr]
+    stopping = idle.model_copy(update={"status": plan.status.model_copy(update={"runner": report})})
+    ended = decide(Snapshot(stopping, runner, build_lock_table([stopping]), later, UNUSED))
+    assert (ended.status.state, ended.status.reason) == (State.STOPPED, Reason.NOT_NEEDED)
+    assert DeleteExecution() in ended.actions
+    assert find_alarm(stopping.model_copy(update={"status": ended.status})) is None
+
+
+def test_abort_script_that_nobody_needs_any_more_before_it_has_a_runner_is_not_run(make: Any) -> None:
+    fresh = _armed(make, State.CREATING)
+    created = _decide(make, fresh, UNUSED, Presence.NONE)
+    assert CreatePod() in created.actions
+    status = created.status.model_copy(update={"pod_name": None})
+    later = make.now + timedelta(seconds=LINGER_SECONDS)
+    idle = fresh.model_copy(update={"status": status})
+    plan = decide(Snapshot(idle, RunnerObservation(Presence.NONE), build_lock_table([idle]), later, UNUSED))
+    assert (plan.status.state, plan.status.reason) == (State.STOPPED, Reason.NOT_NEEDED)
+
+
+def test_runner_that_is_gone_while_it_is_not_needed_is_no_failure(make: Any) -> None:
+    armed = _ready(make)
+    idle = armed.model_copy(update={"status": _decide(make, armed, UNUSED).status})
+    later = make.now + timedelta(seconds=LINGER_SECONDS)
+    table = build_lock_table([idle])
+    stopping = decide(Snapshot(idle, RunnerObservation(Presence.ALIVE), table, later, UNUSED)).status
+    gone = idle.model_copy(update={"status": stopping})
+    plan = decide(Snapshot(gone, RunnerObservation(Presence.GONE), table, later, UNUSED))
+    assert (plan.status.state, plan.status.reason) == (State.STOPPED, Reason.NOT_NEEDED)
+
+
+@pytest.mark.parametrize(("reason", "alarms"), [(Reason.RUNNER_LOST, True), (Reason.ENGINE_LOST, False)])
+def test_abort_script_that_cannot_be_held_is_an_alarm_and_kept_for_a_while(
+    make: Any, reason: Reason, alarms: bool
+) -> None:
+    armed = _armed(make)
+    runner = RunnerObservation(Presence.GONE, reason, "gone")
+    plan = decide(Snapshot(armed, runner, build_lock_table([armed]), make.now, NEEDED))
+    after = armed.model_copy(update={"status": plan.status})
+    alarm = find_alarm(after)
+    assert (alarm is not None) is alarms
+    assert (plan.requeue_after_seconds or 0.0) <= REARM_SECONDS
+    assert (DeleteExecution() in plan.actions) is not alarms
+    if alarm:
+        assert alarm.topic is Topic.ARMING_FAILED
+        assert "subarray 1" in alarm.message
+
+
+# ---- what is seen of aborts ------------------------------------------------------------------------------------------------
+
+
+def test_first_abort_script_of_a_subarray_in_use_is_the_needed_one(make: Any) -> None:
+    script = make.execution(State.RUNNING, 1, subarray=1)
+    first, second = _ready(make, number=5), _armed(make, number=6)
+    every = [script, second, first]
+    assert build_abort_view(first, every, is_prearmed=True).is_needed
+    assert not build_abort_view(second, every, is_prearmed=True).is_needed
+    assert not build_abort_view(first, every, is_prearmed=False).is_needed
+    assert not build_abort_view(first, [first, second], is_prearmed=True).is_needed
+    view = build_abort_view(script, every, is_prearmed=True)
+    assert (view.armed, view.has_resident) == (first, True)
+
+
+def test_failed_abort_script_stands_in_the_way_of_the_next_one_and_serves_nobody(make: Any) -> None:
+    failed = _armed(make, state=State.FAILED)
+    script = make.execution(State.RUNNING, 1, subarray=1)
+    view = build_abort_view(script, [script, failed], is_prearmed=True)
+    assert (view.armed, view.has_resident) == (None, True)
+    assert is_armed(failed)
+
+
+def test_execution_on_another_subarray_or_none_has_no_abort_script(make: Any) -> None:
+    other, without = make.execution(State.RUNNING, 1, subarray=2), make.execution(State.RUNNING, 2)
+    for script in (other, without):
+        view = build_abort_view(script, [script, _ready(make)], is_prearmed=True)
+        assert (view.armed, view.has_resident) == (None, False)
+
+
+def test_end_of_the_serving_execution_is_seen(make: Any) -> None:
+    stopped = make.execution(State.RUNNING, grant=make.grant(), abort=AbortStatus(procedure_id=9), **STOPPED)
+    running = make.execution(State.RUNNING, 9, subarray=1)
+    ended = make.execution(State.RUNNING, 9, subarray=1, state=State.FAILED, message="no")
+    assert build_abort_view(stopped, [], is_prearmed=False, serving=running).end is None
+    assert build_abort_view(stopped, [], is_prearmed=False, serving=ended).end == AbortEnd(State.FAILED, "no")
+    assert build_abort_view(stopped, [], is_prearmed=False).end == AbortEnd(None, "")
+
+
+@pytest.mark.parametrize(("abort_of", "desired"), [(None, DesiredState.READY), ("u", DesiredState.RUNNING)])
+def test_abort_script_is_held_or_runs_for_somebody(abort_of: str | None, desired: DesiredState) -> None:
+    spec = build_abort_spec(EngineSettings(), "/scripts", 3, abort_of)
+    assert (spec.purpose, spec.subarray, spec.desired_state, spec.abort_of) == (Purpose.ABORT, 3, desired, abort_of)
+    assert spec.args.init is not None
+    assert spec.args.init.kwargs == {"subarray_id": 3}
