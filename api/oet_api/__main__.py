@@ -1,4 +1,4 @@
-"""`python -m oet_api`: the REST server with the embedded engine."""
+"""`python -m oet_api`: the REST server over the embedded engine, or over Kubernetes."""
 
 from __future__ import annotations
 
@@ -10,12 +10,14 @@ from oet_api.app import observe_version
 from oet_api.server import Engine, run_server
 from oet_api.services import compute_base
 from oet_crds.errors import UnavailableError
-from oet_crds.settings import ServerSettings, SettingsError, load_settings
-from oet_operator.local.engine import LocalEngine
+from oet_crds.settings import ServerSettings, Settings, SettingsError, load_settings
 
-__all__ = ["build_greeting", "main"]
+__all__ = ["build_engine", "build_greeting", "main"]
 
 _EVERYWHERE = ("0.0.0.0", "::")
+
+LOCAL_ENGINE = ServerSettings().engine
+"""The engine that is usual: scripts in child processes of the server."""
 
 
 def build_greeting(settings: ServerSettings, host: str, port: int) -> str:
@@ -34,23 +36,39 @@ def build_greeting(settings: ServerSettings, host: str, port: int) -> str:
     )
 
 
+def build_engine(settings: Settings) -> Engine:
+    """Return the engine that `[server] engine` names. What the other one needs is not imported.
+
+    Raises:
+        UnavailableError: It cannot be had; the text says what to do.
+    """
+    if settings.server.engine == LOCAL_ENGINE:
+        from oet_operator.local.engine import LocalEngine
+
+        return LocalEngine(settings.engine, settings.git)
+    try:
+        from oet_api.kube.engine import KubeEngine
+    except ImportError as error:
+        raise UnavailableError(
+            f"[server] engine = {settings.server.engine} needs the Python package {error.name}: "
+            "pip install 'ska-oso-oet[api,kubernetes]', or set OET_ENGINE=local"
+        ) from error
+    return KubeEngine(settings)
+
+
 def main() -> None:
     """Run the server until it is told to stop; exit with 1 if it cannot run."""
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
         settings = load_settings(os.environ)
-        if settings.server.engine != ServerSettings().engine:
-            raise UnavailableError(
-                f"[server] engine = {settings.server.engine}: this version has the local engine only"
-            )
 
         def make_engine() -> Engine:
-            return LocalEngine(settings.engine)
+            return build_engine(settings)
 
         def greet(host: str, port: int) -> None:
             print(build_greeting(settings.server, host, port), end="", flush=True)
 
-        code = run_server(settings.server, make_engine, greet)
+        code = run_server(settings.server, make_engine, greet, settings.git, settings.oda)
     except (SettingsError, UnavailableError) as error:
         print(f"oet: {error}", file=sys.stderr)
         code = 1

@@ -17,6 +17,7 @@ from pydantic_core import ErrorDetails
 from oet_api.limits import InvalidJsonError, shorten
 from oet_api.wire import dump_json
 from oet_crds.errors import (
+    AbortFailedError,
     ConflictError,
     InvalidTransitionError,
     NotFoundError,
@@ -26,6 +27,7 @@ from oet_crds.errors import (
     SubarrayBusyError,
     UnavailableError,
 )
+from oet_crds.topics import Severity
 
 __all__ = [
     "BadRequestError",
@@ -142,6 +144,8 @@ def _describe(error: falcon.HTTPError) -> str:
 def _extra(error: BaseException) -> dict[str, Any]:
     if isinstance(error, SubarrayBusyError):
         return {"holder": error.holder, "subarray": error.subarray}
+    if isinstance(error, AbortFailedError):
+        return {"state": str(error.state), "severity": str(Severity.ALARM)}
     if isinstance(error, InvalidTransitionError):
         return {"state": str(error.state)}
     return {}

@@ -40,12 +40,12 @@ class InvalidJsonError(ValueError):
         self.position = position
 
 
-def parse_json(body: bytes) -> Any:
+def parse_json(body: bytes, max_depth: int = MAX_DEPTH) -> Any:
     """Return the value of a JSON text.
 
     Raises:
         InvalidJsonError: Not UTF-8, not JSON, a name twice in one object, NaN or Infinity, a number too large, nesting
-            deeper than `MAX_DEPTH`, or a text that is no Unicode (half a surrogate pair).
+            deeper than `max_depth`, or a text that is no Unicode (half a surrogate pair).
     """
     try:
         text = body.decode("utf-8")
@@ -56,8 +56,8 @@ def parse_json(body: bytes) -> Any:
     except json.JSONDecodeError as error:
         raise InvalidJsonError(error.msg, error.pos) from error
     except RecursionError as error:
-        raise InvalidJsonError(f"nested deeper than {MAX_DEPTH} levels") from error
-    _check_values(value)
+        raise InvalidJsonError(f"nested deeper than {max_depth} levels") from error
+    _check_values(value, max_depth)
     return value
 
 
@@ -93,10 +93,10 @@ _DECODER = json.JSONDecoder(
 )
 
 
-def _check_values(value: Any) -> None:
+def _check_values(value: Any, max_depth: int) -> None:
     """Check depth and texts without recursion. Raises InvalidJsonError."""
     layer: list[Any] = [value]
-    for _ in range(MAX_DEPTH + 1):
+    for _ in range(max_depth + 1):
         for item in layer:
             if isinstance(item, str):
                 _check_text(item)
@@ -104,7 +104,7 @@ def _check_values(value: Any) -> None:
         if not containers:
             return
         layer = [child for item in containers for child in _children(item)]
-    raise InvalidJsonError(f"nested deeper than {MAX_DEPTH} levels")
+    raise InvalidJsonError(f"nested deeper than {max_depth} levels")
 
 
 def _children(item: dict[str, Any] | list[Any]) -> Iterator[Any]:

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from oet_api.sse import FAREWELL, HEARTBEAT, OPENING, build_frame
 from oet_api.streams import LOOK_SECONDS, Pace, join_chunks
-from oet_crds.errors import NotFoundError
+from oet_crds.errors import NotFoundError, OetError
 from oet_crds.ports import ExecutionStore, Timeline, TimelineEntry
 from oet_crds.topics import EntryKind
 
 __all__ = ["LogReader", "LogRequest", "build_line"]
+
+_log = logging.getLogger(__name__)
 
 PAGE = 1000
 """Lines read at once."""
@@ -71,6 +74,18 @@ class LogReader:
             request: Which lines, and how.
             is_gone: Tells whether the client closed the connection.
         """
+        if not request.as_events:
+            # Text that cannot be read on breaks off, so that nobody takes it for the whole.
+            yield from self._iterate(request, is_gone)
+            return
+        try:
+            yield from self._iterate(request, is_gone)
+        except OetError as error:
+            # The client comes back with the id of its last line.
+            _log.warning("a followed log ends: %s", error)
+            yield FAREWELL
+
+    def _iterate(self, request: LogRequest, is_gone: Callable[[], bool]) -> Iterator[bytes]:
         build = build_frame if request.as_events else build_line
         if request.as_events:
             yield OPENING

@@ -40,9 +40,17 @@ def render_metrics(answers: Mapping[tuple[str, int], int], streams: int, states:
         streams: Open streams.
         states: Executions by state.
     """
-    lines = ["# TYPE oet_http_answers_total counter"]
+    lines = _begin("oet_http_answers_total", "counter", "Answers by method and status.")
     for (method, status), count in sorted(answers.items()):
         lines.append(f'oet_http_answers_total{{method="{method}",status="{status}"}} {count}')
-    lines += ["# TYPE oet_open_streams gauge", f"oet_open_streams {streams}", "# TYPE oet_executions gauge"]
+    lines += [
+        *_begin("oet_open_streams", "gauge", "Open streams: events, followed logs."),
+        f"oet_open_streams {streams}",
+    ]
+    lines += _begin("oet_executions", "gauge", "Executions by state.")
     lines += [f'oet_executions{{state="{state}"}} {count}' for state, count in sorted(states.items())]
     return "\n".join(lines) + "\n"
+
+
+def _begin(name: str, kind: str, about: str) -> list[str]:
+    return [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]

@@ -38,7 +38,8 @@ MAX_ID_DIGITS = 18
 
 _DESCRIPTIONS = {
     400: "The request is not HTTP that this server takes.",
-    404: "There is no such procedure.",
+    403: "A script may not come from there.",
+    404: "There is no such thing; `detail` says what.",
     409: "Not possible as things are; `detail` says why and what to do.",
     411: "The length of the body is not given.",
     413: "Larger than this server takes.",
@@ -102,14 +103,15 @@ Responder = Callable[..., None]
 
 
 def endpoint(operation: Operation) -> Callable[[Responder], Responder]:
-    """Declare a responder: it gets `procedure_id` as a number, `query` and `body` as checked models."""
+    """Declare a responder: it gets the path's ids as numbers, `query` and `body` as checked models."""
 
     def decorate(responder: Responder) -> Responder:
         @functools.wraps(responder)
         def checked(resource: object, req: falcon.Request, resp: falcon.Response, **params: Any) -> None:
             # The body comes before anything is looked up: a request that breaks the schema is 422, not 404.
-            if "procedure_id" in params:
-                params["procedure_id"] = parse_id(params["procedure_id"])
+            for name, text in _ID_TEXTS.items():
+                if name in params:
+                    params[name] = parse_id(params[name], name, text)
             query = check_query(operation.query, req)
             if operation.query is not None:
                 params["query"] = query
@@ -126,18 +128,27 @@ def endpoint(operation: Operation) -> Callable[[Responder], Responder]:
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def parse_id(text: str) -> int:
-    """Return a procedure id. Raises BadRequestError when it is not an integer; one too large is -1, which no one has."""
+_ID_TEXTS = {"procedure_id": "PID", "activity_id": "ID"}
+"""The parameters of paths that are ids, and how upstream's errors call them."""
+
+
+def parse_id(text: str, name: str = "procedure_id", word: str = "PID") -> int:
+    """Return an id, which is the parameter `name` of the path; one too large is not found.
+
+    Raises:
+        BadRequestError: It is not an integer.
+        HTTPNotFound: It has more digits than any id; `word` is what upstream calls the id.
+    """
     if re.fullmatch(r"[+-]?[0-9]+", text, re.ASCII) is None:
         problem = {
             "type": "int_parsing",
-            "loc": ["path", "procedure_id"],
+            "loc": ["path", name],
             "msg": "Input should be a valid integer, unable to parse string as an integer",
             "input": shorten(text),
         }
         raise BadRequestError(422, [problem])
     if len(text.lstrip("+-0")) > MAX_ID_DIGITS:
-        raise falcon.HTTPNotFound(description=f"No information available for PID={shorten(text)}")
+        raise falcon.HTTPNotFound(description=f"No information available for {word}={shorten(text)}")
     return int(text)
 
 
@@ -281,7 +292,7 @@ def _build_responses(operation: Operation, path: str) -> dict[str, Any]:
         statuses |= {400, 411, 413, 415, 422}
     if operation.query is not None:
         statuses.add(422)
-    if "{procedure_id}" in path:
+    if any(f"{{{name}}}" in path for name in _ID_TEXTS):
         statuses |= {404, 422}
     responses = {str(operation.status): success}
     for status in sorted(statuses):

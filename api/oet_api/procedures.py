@@ -10,21 +10,29 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
 from oet_api.decisions import (
     Join,
+    complete_main,
     compute_subarrays,
     decide_abort,
+    decide_armed,
     decide_start,
     describe_end,
     find_refusal,
+    has_stale_refusal,
+    is_abort_safe,
     is_start_settled,
 )
 from oet_api.errors import NotCertainYetError
+from oet_api.origin import Origin
+from oet_crds.aborts import find_target
+from oet_crds.alarms import find_alarm
 from oet_crds.errors import (
+    AbortFailedError,
     ConflictError,
     InvalidTransitionError,
     OetError,
@@ -34,7 +42,7 @@ from oet_crds.errors import (
 from oet_crds.execution import FunctionArgs, ScriptExecution, ScriptExecutionSpec, WhenBusy
 from oet_crds.ports import ExecutionStore, SpecChange, Timeline
 from oet_crds.settings import ServerSettings
-from oet_crds.states import DesiredState, State
+from oet_crds.states import DesiredState, Mode, State
 from oet_crds.topics import Topic
 
 __all__ = ["Procedures", "Rendering", "Waits"]
@@ -46,6 +54,9 @@ REQUEST_SOURCE = "FastAPIWorker"
 
 RESULT_SOURCE = "SESWorker"
 """`msg_src` of results, upstream's word."""
+
+STOP_TRIES = 5
+"""Tries to store a stop under the version that was seen: a runner reports some states within a second."""
 
 RESERVED_THREADS = 16
 """Request threads that neither streams nor waits may take: reads and the requests to stop must always find one."""
@@ -82,6 +93,10 @@ class _Cause:
 
     procedure_id: int
     request_id: int
+    origin: Origin
+
+
+_UNKNOWN = Origin()
 
 
 class Procedures:
@@ -96,18 +111,21 @@ class Procedures:
 
     # ---- create --------------------------------------------------------------------------------------------------
 
-    def create(self, spec: ScriptExecutionSpec, script: Mapping[str, Any]) -> ScriptExecution:
+    def create(
+        self, spec: ScriptExecutionSpec, script: Mapping[str, Any], origin: Origin = _UNKNOWN
+    ) -> ScriptExecution:
         """Create a procedure and return it, in state CREATING.
 
         Args:
             spec: What to run.
             script: The script as clients see it, for the timeline.
+            origin: Who asks, and why, for the timeline.
         """
         command = {"script": script, "init_args": (spec.args.init or FunctionArgs()).to_wire()}
         request_id = time.time_ns()
 
         def record(execution: ScriptExecution) -> list[tuple[str, Mapping[str, Any]]]:
-            asked = {"msg_src": REQUEST_SOURCE, "request_id": request_id, "cmd": command}
+            asked = {"msg_src": REQUEST_SOURCE, "request_id": request_id, "cmd": command, **origin.to_fields()}
             done = {"msg_src": RESULT_SOURCE, "request_id": request_id, "result": self._render(execution)}
             return [(Topic.REQUEST_CREATE, asked), (Topic.CREATED, done)]
 
@@ -115,12 +133,13 @@ class Procedures:
 
     # ---- start ---------------------------------------------------------------------------------------------------
 
-    def start(self, procedure_id: int, main: FunctionArgs | None) -> ScriptExecution:
+    def start(self, procedure_id: int, main: FunctionArgs | None, origin: Origin = _UNKNOWN) -> ScriptExecution:
         """Start `main` and return the procedure as soon as the engine has granted it.
 
         Args:
             procedure_id: Which procedure.
             main: Arguments; None for those given at creation, or none.
+            origin: Who asks, and why, for the timeline.
 
         Raises:
             NotFoundError: No such procedure.
@@ -146,7 +165,7 @@ class Procedures:
                 "run_args": (execution.spec.args.main or FunctionArgs()).to_wire(),
                 "force_start": False,
             }
-            cause = _build_cause(execution)
+            cause = _build_cause(execution, origin)
             self._record(cause, Topic.REQUEST_START, REQUEST_SOURCE, {"cmd": command})
         self._check_started(execution, generation)
         if asked is Join.ASKED:
@@ -157,6 +176,10 @@ class Procedures:
         """Ask the engine for the start unless somebody did; decide again when the execution changes meanwhile."""
         while True:
             execution = self._store.get(procedure_id)
+            if has_stale_refusal(execution) and time.monotonic() < deadline:
+                self._withdraw_start(execution)
+                execution = self._store.get(procedure_id)
+            main = complete_main(execution, main)
             join = decide_start(execution, main)
             if join is not Join.ASKED:
                 return execution, join
@@ -213,14 +236,15 @@ class Procedures:
 
     # ---- stop ----------------------------------------------------------------------------------------------------
 
-    def stop(self, procedure_id: int, *, abort: bool) -> str:
+    def stop(self, procedure_id: int, *, abort: bool, origin: Origin = _UNKNOWN) -> str:
         """Stop a procedure and return upstream's words when no process of it is left.
 
         The request to stop is stored first and stays, whatever this answers.
 
         Args:
             procedure_id: Which procedure.
-            abort: Run the abort script on its subarray afterwards, and wait for its end.
+            abort: Run the abort script on its subarray afterwards, and wait for its end. A rehearsal is stopped without.
+            origin: Who asks, and why, for the timeline.
 
         Raises:
             NotFoundError: No such procedure.
@@ -228,20 +252,24 @@ class Procedures:
                 single subarray is known to abort.
             NotCertainYetError: The outcome was not known in time, or cannot be known.
         """
-        execution = self._ask_stop(procedure_id, abort)
+        is_rehearsal = self._store.get(procedure_id).spec.mode is Mode.REHEARSAL
+        has_abort = abort and not is_rehearsal
+        execution, is_first = self._ask_stop(procedure_id, has_abort)
         with self._waits.slot() as may_wait:
             wait = self._build_wait(may_wait)
             timeout = execution.spec.stop.grace_period_seconds + self._settings.stop_timeout_seconds
             execution = wait(procedure_id, lambda one: one.is_finished, timeout)
-            self._check_stopped(execution, may_wait)
-            cause = _build_cause(execution)
+            served_by = self._start_armed(execution) if is_first else None
+            # Whatever became of it: who asked, and why. Not before the abort began, for a timeline may be slow.
+            cause = _build_cause(execution, origin)
             command = {"process_uid": procedure_id, "run_abort": abort}
             self._record(cause, Topic.REQUEST_STOP, REQUEST_SOURCE, {"cmd": command})
+            self._check_stopped(execution, may_wait)
             message = f"Successfully stopped script with ID {procedure_id}"
-            if not abort:
+            if not has_abort:
                 self._record(cause, Topic.STOPPED, RESULT_SOURCE, {"result": []})
-                return message
-            aborter = self._wait_for_abort(execution, wait)
+                return f"{message}; it was a rehearsal, which has no telescope to abort" if abort else message
+            aborter = self._wait_for_abort(execution, wait, served_by)
         self._record(cause, Topic.STOPPED, RESULT_SOURCE, {"result": [self._render(aborter)]})
         return f"{message} and aborted subarray activity"
 
@@ -251,25 +279,69 @@ class Procedures:
 
         return wait
 
-    def _ask_stop(self, procedure_id: int, abort: bool) -> ScriptExecution:
-        """Store the request to stop. Raises InvalidTransitionError when there is nothing to stop or to abort."""
-        execution = self._store.get(procedure_id)
-        if execution.is_finished:
-            raise InvalidTransitionError(
-                f"Cannot stop script with ID {procedure_id}: Script is not running ({execution.status.state})",
-                execution.status.state,
-            )
-        stop = None
-        if abort:
-            decide_abort(execution)
-            stop = execution.spec.stop.model_copy(update={"abort": True})
+    def _ask_stop(self, procedure_id: int, abort: bool) -> tuple[ScriptExecution, bool]:
+        """Store the request to stop.
+
+        Returns:
+            The execution, and whether it holds its subarray for an abort from before its end on: only then may somebody else than
+            the engine start the abort script that is held.
+
+        Raises:
+            InvalidTransitionError: There is nothing to stop, or to abort.
+        """
+        for _ in range(STOP_TRIES):
+            execution = self._store.get(procedure_id)
+            if execution.is_finished:
+                raise InvalidTransitionError(
+                    f"Cannot stop script with ID {procedure_id}: Script is not running ({execution.status.state})",
+                    execution.status.state,
+                )
+            stop = None
+            if abort:
+                decide_abort(execution)
+                stop = execution.spec.stop.model_copy(update={"abort": True})
+            change = SpecChange(desired_state=DesiredState.STOPPED, stop=stop)
+            if not abort or not is_abort_safe(execution):
+                break
+            with suppress(ConflictError):
+                version = execution.metadata.resource_version
+                return self._store.change(procedure_id, change, if_resource_version=version), True
         try:
-            return self._store.change(procedure_id, SpecChange(desired_state=DesiredState.STOPPED, stop=stop))
+            return self._store.change(procedure_id, change), False
         except InvalidTransitionError:
             execution = self._store.get(procedure_id)
             if not execution.is_finished:
                 raise
-            return execution
+            return execution, False
+
+    def _start_armed(self, stopped: ScriptExecution) -> int | None:
+        """Start the abort script that is held for a subarray, as soon as nothing of the stopped script is left.
+
+        So an abort needs no engine at work. Who comes first, the engine or this, is decided by the version of the armed
+        execution: only one of the two changes fits it.
+
+        Returns:
+            Procedure id of the execution that aborts; None: the engine sees to it.
+        """
+        for _ in range(STOP_TRIES):
+            executions = self._store.list()
+            choice = decide_armed(stopped, executions)
+            if choice is None or choice.procedure_id is None:
+                return None
+            if find_target(choice) == stopped.uid:
+                return choice.procedure_id
+            change = SpecChange(desired_state=DesiredState.RUNNING, abort_of=stopped.uid)
+            try:
+                version = choice.metadata.resource_version
+                self._store.change(choice.procedure_id, change, if_resource_version=version)
+            except ConflictError:
+                stopped = self._store.get(stopped.procedure_id or 0)
+            except OetError as error:
+                _log.warning("the abort of procedure %s is left to the engine: %s", stopped.procedure_id, error)
+                return None
+            else:
+                return choice.procedure_id
+        return None
 
     def _check_stopped(self, execution: ScriptExecution, waited: bool) -> None:
         state, number = execution.status.state, execution.procedure_id
@@ -287,13 +359,28 @@ class Procedures:
         why = "" if waited else " (too many requests wait already; ask for its state)"
         raise NotCertainYetError(f"Stop of procedure {number} was requested but is not certain yet: state {state}{why}")
 
-    def _wait_for_abort(self, execution: ScriptExecution, wait: Wait) -> ScriptExecution:
-        """Wait for the abort script of a stopped execution, and return it when it is COMPLETE."""
+    def _wait_for_abort(self, execution: ScriptExecution, wait: Wait, served_by: int | None) -> ScriptExecution:
+        """Wait for the abort script of a stopped execution, and return it when it is COMPLETE.
+
+        Args:
+            execution: The stopped one.
+            wait: How to wait.
+            served_by: Procedure id of the abort script if that is known already; None: the engine will say.
+        """
         number, settings = execution.procedure_id, self._settings
         assert number is not None
         stopped = f"Script with ID {number} is stopped"
-        execution = wait(number, lambda one: find_aborter(one) is not None, settings.start_timeout_seconds)
-        aborter_id = find_aborter(execution)
+        if served_by is None:
+            execution = wait(
+                number,
+                lambda one: find_aborter(one) is not None or find_alarm(one) is not None,
+                settings.start_timeout_seconds,
+            )
+        aborter_id = find_aborter(execution) or served_by
+        if aborter_id is None and (alarm := find_alarm(execution)):
+            raise AbortFailedError(
+                f"ALARM: {stopped}, but {alarm.message.removeprefix('ALARM: ')}", execution.status.state
+            )
         if aborter_id is None:
             raise NotCertainYetError(
                 f"{stopped}, but its abort script was not created yet; subarray activity may go on"
@@ -302,8 +389,8 @@ class Procedures:
         if aborter.status.state is State.COMPLETE:
             return aborter
         if aborter.is_finished:
-            raise InvalidTransitionError(
-                f"{stopped}, but the abort script (ID {aborter_id}) ended {describe_end(aborter)}; "
+            raise AbortFailedError(
+                f"ALARM: {stopped}, but the abort script (ID {aborter_id}) ended {describe_end(aborter)}; "
                 "subarray activity may go on",
                 aborter.status.state,
             )
@@ -315,7 +402,8 @@ class Procedures:
 
     def _record(self, cause: _Cause, topic: Topic, source: str, fields: Mapping[str, Any]) -> None:
         """Append what was asked or done. A timeline that takes nothing makes what was done no less done."""
-        payload = {"msg_src": source, "request_id": cause.request_id, **fields}
+        asker = cause.origin.to_fields() if source == REQUEST_SOURCE else {}
+        payload = {"msg_src": source, "request_id": cause.request_id, **fields, **asker}
         try:
             self._timeline.append(cause.procedure_id, str(topic), payload)
         except OetError as error:
@@ -328,6 +416,6 @@ def find_aborter(execution: ScriptExecution) -> int | None:
     return None if abort is None else abort.procedure_id
 
 
-def _build_cause(execution: ScriptExecution) -> _Cause:
+def _build_cause(execution: ScriptExecution, origin: Origin) -> _Cause:
     assert execution.procedure_id is not None
-    return _Cause(execution.procedure_id, time.time_ns())
+    return _Cause(execution.procedure_id, time.time_ns(), origin)

@@ -11,6 +11,7 @@ import socket
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -18,11 +19,12 @@ from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 
 from oet_api.app import Application, build_application
+from oet_api.ingest import Ingest
 from oet_api.services import Services, build_services
 from oet_api.worker import MAX_CONNECTIONS, WholeRequestWorker
 from oet_crds.errors import UnavailableError
-from oet_crds.ports import ExecutionStore, Timeline
-from oet_crds.settings import ServerSettings
+from oet_crds.ports import Archive, ExecutionStore, Timeline
+from oet_crds.settings import GitSettings, OdaSettings, ServerSettings
 
 __all__ = ["Engine", "Server", "open_socket", "run_server"]
 
@@ -51,6 +53,11 @@ class Engine(ExecutionStore, Protocol):
         """What happened to its executions."""
         ...
 
+    @property
+    def archive(self) -> Archive | None:
+        """Executions as last seen, also after they were removed; None: there is no such thing."""
+        ...
+
     def start(self) -> None:
         """Begin to work. Raises UnavailableError."""
 
@@ -64,20 +71,23 @@ class Server(BaseApplication):  # type: ignore[misc]
     def __init__(
         self,
         settings: ServerSettings,
-        listener: socket.socket,
+        listeners: list[socket.socket],
         make_engine: Callable[[], Engine],
         greet: Callable[[str, int], None],
+        scripts: tuple[GitSettings, OdaSettings],
     ) -> None:
         """Remember what to serve.
 
         Args:
             settings: Limits.
-            listener: Bound socket; the server owns it from now on.
+            listeners: Bound sockets, the one for users first; the server owns them from now on.
             make_engine: Makes the engine; called in the worker process.
             greet: Called with host and port when requests are served.
+            scripts: Which scripts from git are taken, and where scheduling blocks come from.
         """
+        self._git, self._oda = scripts
         self.settings = settings
-        self._listener = listener
+        self._listeners = listeners
         self._make_engine = make_engine
         self._greet = greet
         self._engine: Engine | None = None
@@ -88,7 +98,7 @@ class Server(BaseApplication):  # type: ignore[misc]
     def load_config(self) -> None:
         """Set gunicorn's settings."""
         chosen = {
-            "bind": f"fd://{self._listener.detach()}",
+            "bind": [f"fd://{listener.detach()}" for listener in self._listeners],
             "worker_class": WholeRequestWorker,
             "workers": 1,
             "threads": self.settings.threads,
@@ -115,11 +125,14 @@ class Server(BaseApplication):  # type: ignore[misc]
         try:
             engine = self._make_engine()
             engine.start()
+            services = build_services(engine, engine.timeline, self.settings, self._git, self._oda)
         except UnavailableError as error:
             print(f"oet: {error}", file=sys.stderr, flush=True)
             sys.exit(Arbiter.WORKER_BOOT_ERROR)
         self._engine = engine
-        self._services = build_services(engine, engine.timeline, self.settings)
+        # Not every engine has runners that post.
+        ingest: Ingest | None = getattr(engine, "ingest", None)
+        self._services = replace(services, archive=engine.archive, ingest=ingest)
         application = build_application(self._services)
         # What was made until now stays: the garbage collector need not look at it again in the middle of a start.
         gc.collect()
@@ -174,18 +187,28 @@ def open_socket(host: str, port: int) -> socket.socket:
     return listener
 
 
-def run_server(settings: ServerSettings, make_engine: Callable[[], Engine], greet: Callable[[str, int], None]) -> int:
+def run_server(
+    settings: ServerSettings,
+    make_engine: Callable[[], Engine],
+    greet: Callable[[str, int], None],
+    git: GitSettings | None = None,
+    oda: OdaSettings | None = None,
+) -> int:
     """Serve until told to stop by SIGTERM or SIGINT. Returns the exit code.
 
     Args:
         settings: Where to listen, and limits.
         make_engine: Makes the engine; called in the worker process.
         greet: Called with host and port when requests are served.
+        git: Which scripts from git are taken; None: the usual.
+        oda: Where scheduling blocks come from; None: from the usual folder.
 
     Raises:
         UnavailableError: The address cannot be used.
     """
-    listener = open_socket(settings.host, settings.port)
+    listeners = [open_socket(settings.host, settings.port)]
+    if settings.entries_port:
+        listeners.append(open_socket(settings.host, settings.entries_port))
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft < FILES:
         resource.setrlimit(
@@ -193,7 +216,7 @@ def run_server(settings: ServerSettings, make_engine: Callable[[], Engine], gree
         )
     master = os.getpid()
     try:
-        Server(settings, listener, make_engine, greet).run()
+        Server(settings, listeners, make_engine, greet, (git or GitSettings(), oda or OdaSettings())).run()
     except SystemExit as ended:
         # The worker process comes here as well, and its exit code is a word to the master.
         if os.getpid() != master:

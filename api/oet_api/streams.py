@@ -72,11 +72,15 @@ class EventFilter:
 
     procedure_id: int | None = None
     topics: frozenset[str] | None = None
+    is_on_subarray: Callable[[int], bool] | None = None
+    """Tells of a procedure whether it is on the wanted subarray."""
 
     def is_wanted(self, frame: Frame) -> bool:
         """Tell whether a frame is wanted."""
-        return (self.procedure_id is None or frame.procedure_id == self.procedure_id) and (
-            self.topics is None or frame.topic in self.topics
+        return (
+            (self.procedure_id is None or frame.procedure_id == self.procedure_id)
+            and (self.topics is None or frame.topic in self.topics)
+            and (self.is_on_subarray is None or self.is_on_subarray(frame.procedure_id))
         )
 
 
@@ -239,8 +243,13 @@ def iterate_events(
     yield OPENING
     quiet_since = pace.clock()
     while not broadcast.is_stopping:
-        frames, after = broadcast.read(after)
-        chosen = [frame.data for frame in frames if wanted.is_wanted(frame)]
+        try:
+            frames, after = broadcast.read(after)
+            chosen = [frame.data for frame in frames if wanted.is_wanted(frame)]
+        except OetError as error:
+            # The client comes back with the id of its last event, and misses nothing.
+            _log.warning("a stream ends: %s", error)
+            break
         if not chosen and pace.clock() - quiet_since >= pace.heartbeat_seconds:
             chosen = [HEARTBEAT]
         for chunk in join_chunks(chosen):

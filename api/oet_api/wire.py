@@ -10,10 +10,12 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, TypeAdapter, model_validator
 
 from oet_api.decisions import parse_lockable_subarray
 from oet_api.limits import is_clean_text
+from oet_api.origin import MAX_REASON_CHARS
+from oet_crds.alarms import find_alarm
 from oet_crds.execution import (
     MAX_INLINE_SOURCE_CHARS,
     ExecutionArgs,
@@ -26,11 +28,11 @@ from oet_crds.execution import (
     WhenBusy,
 )
 from oet_crds.execution import FunctionArgs as SpecArgs
-from oet_crds.states import DesiredState, State
+from oet_crds.settings import GitSettings
+from oet_crds.states import DesiredState, Mode, Purpose, State
 from oet_crds.subarrays import MAX_SUBARRAY, SUBARRAY_KEY
 
 __all__ = [
-    "DEFAULT_GIT_REPOSITORY",
     "AbortMessage",
     "CreateProcedure",
     "FunctionArgs",
@@ -43,13 +45,10 @@ __all__ = [
     "build_spec_args",
     "check_subarray_id",
     "dump_json",
+    "parse_script",
+    "render_script",
+    "render_script_args",
 ]
-
-DEFAULT_GIT_REPOSITORY = "https://gitlab.com/ska-telescope/oso/ska-oso-scripting.git"
-"""Where a git script comes from unless the request says otherwise (upstream's choice)."""
-
-DEFAULT_GIT_BRANCH = "master"
-"""Upstream's default branch; null asks for the repository's own default."""
 
 SUBARRAY_SCHEMA: dict[str, Any] = {
     "anyOf": [
@@ -136,11 +135,16 @@ class FileSystemScript(Request):
 class GitArgs(Request):
     """Where the repository is, and which version of it."""
 
-    git_repo: Annotated[str, Clean] = Field(
-        DEFAULT_GIT_REPOSITORY, min_length=1, max_length=2048, description="URL of the repository."
+    git_repo: Annotated[str, Clean] | None = Field(
+        None,
+        min_length=1,
+        max_length=2048,
+        description="URL of the repository; absent: the one of the server's settings, usually ska-oso-scripting.",
     )
     git_branch: Annotated[str, Clean] | None = Field(
-        DEFAULT_GIT_BRANCH, max_length=255, description="Branch; null: the repository's default."
+        None,
+        max_length=255,
+        description="Branch or tag; null: the repository's default. Absent, without a commit: that of the server's settings.",
     )
     git_commit: Annotated[str, Clean] | None = Field(None, max_length=64, description="Commit; wins over the branch.")
 
@@ -155,7 +159,7 @@ class GitRepositoryScript(Request):
         Field(max_length=4096, json_schema_extra={"pattern": "^git://[^\\u0000]+$"}),
     ] = Field(description="git:// and the path of the script in the repository.", examples=["git://demo.py"])
     git_args: GitArgs | None = Field(
-        default_factory=GitArgs, description="Which repository; absent: ska-oso-scripting."
+        default_factory=GitArgs, description="Which repository; absent: the one of the server's settings."
     )
     create_env: StrictBool = Field(False, description="Build the project's own Python environment first.")
     script_type: Literal["git"]
@@ -184,11 +188,24 @@ class ConfigMapKeyScript(Request):
 Script = Annotated[FileSystemScript | GitRepositoryScript | InlineSourceScript, Field(discriminator="script_type")]
 
 
+_SCRIPT: TypeAdapter[FileSystemScript | GitRepositoryScript | InlineSourceScript] = TypeAdapter(Script)
+
+Reason = Annotated[
+    Annotated[str, Clean, Field(max_length=MAX_REASON_CHARS, json_schema_extra={"pattern": "^[^\\u0000]*$"})] | None,
+    Field(description="Why this is asked for, in the caller's words; kept in the timeline."),
+]
+
+
 class CreateProcedure(Request):
     """Body of POST /procedures/."""
 
     script: Script
     script_args: ScriptArgs | None = Field(None, description="Arguments of init, and of main if already known.")
+    mode: Mode = Field(
+        Mode.OPERATION,
+        description="Rehearsal: against a simulated telescope, out of reach of the real one, without holding the subarray.",
+    )
+    reason: Reason = None
 
 
 class UpdateProcedure(Request):
@@ -197,6 +214,7 @@ class UpdateProcedure(Request):
     script_args: ScriptArgs | None = Field(None, description="Arguments of main.")
     state: State | None = Field(None, description="RUNNING or STOPPED; absent: change nothing.")
     abort: StrictBool = Field(False, description="With STOPPED: run the abort script on the subarray afterwards.")
+    reason: Reason = None
 
 
 class History(BaseModel):
@@ -218,9 +236,16 @@ class Procedure(BaseModel):
     history: History
     state: State
     uri: str
+    mode: Mode | None = Field(None, description="Rehearsal. Absent: on the telescope.")
+    purpose: Purpose | None = Field(None, description="Abort: it runs the abort script. Absent: a user's script.")
     subarray: int | None = Field(None, description="The subarray held. Absent: none.")
+    aborted_by: int | None = Field(
+        None, description="Id of the procedure that aborts after this one's stop. Absent: none."
+    )
+    alarm: str | None = Field(None, description="What somebody must look at. Absent: nothing.")
     reason: str | None = Field(None, description="Why it is in this state, as one word. Absent: nothing to say.")
     message: str | None = Field(None, description="The reason in words.")
+    commit: str | None = Field(None, description="The commit that the script was fetched from. Absent: none.")
 
 
 class AbortMessage(BaseModel):
@@ -240,12 +265,18 @@ class TimelineItem(BaseModel):
     payload: dict[str, Any]
 
 
-def build_spec(request: CreateProcedure) -> ScriptExecutionSpec:
-    """Return the spec that a request asks for: prepared and held; a start finds a busy subarray refused, not waited for."""
+def build_spec(request: CreateProcedure, git: GitSettings) -> ScriptExecutionSpec:
+    """Return the spec that a request asks for: prepared and held; a start finds a busy subarray refused, not waited for.
+
+    Args:
+        request: What is asked for.
+        git: Says what a script from git comes from when the request does not.
+    """
     args = request.script_args or ScriptArgs()
     return ScriptExecutionSpec(
-        script=_build_source(request.script),
+        script=_build_source(request.script, git),
         args=ExecutionArgs(init=build_spec_args(args.init), main=build_spec_args(args.main)),
+        mode=request.mode,
         desired_state=DesiredState.READY,
         when_busy=WhenBusy.REJECT,
     )
@@ -256,17 +287,25 @@ def build_spec_args(args: FunctionArgs | None) -> SpecArgs | None:
     return None if args is None else SpecArgs(args=args.args, kwargs=args.kwargs)
 
 
-def _build_source(script: FileSystemScript | GitRepositoryScript | InlineSourceScript) -> ScriptSource:
+def parse_script(script: Mapping[str, Any], git: GitSettings) -> ScriptSource:
+    """Return where a script is, out of the form that requests have. Raises pydantic.ValidationError."""
+    return _build_source(_SCRIPT.validate_python(script), git)
+
+
+def _build_source(
+    script: FileSystemScript | GitRepositoryScript | InlineSourceScript, settings: GitSettings
+) -> ScriptSource:
     if isinstance(script, FileSystemScript):
         return ScriptSource(file=FileScript(path=script.script_uri.removeprefix(_FILE_PREFIX)))
     if isinstance(script, InlineSourceScript):
         return ScriptSource(inline=InlineScript(source=script.source))
     git = script.git_args or GitArgs()
+    is_named = "git_branch" in git.model_fields_set or git.git_commit is not None
     return ScriptSource(
         git=GitScript(
-            repository=git.git_repo,
+            repository=git.git_repo or settings.repository,
             path=script.script_uri.removeprefix(_GIT_PREFIX),
-            branch=git.git_branch,
+            branch=git.git_branch if is_named else settings.branch,
             commit=git.git_commit,
             create_env=script.create_env,
         )
@@ -280,14 +319,11 @@ def build_procedure(execution: ScriptExecution, base: str) -> dict[str, Any]:
         execution: What is shown.
         base: Base path of the API, which goes into `uri` behind upstream's literal host.
     """
-    status, args = execution.status, execution.spec.args
-    script_args = {"init": _render_args(args.init)}
-    if args.main is not None or execution.spec.desired_state is DesiredState.RUNNING:
-        script_args["main"] = _render_args(args.main)
+    status = execution.status
     procedure: dict[str, Any] = {
         "id": status.procedure_id,
         "script": render_script(execution.spec.script),
-        "script_args": script_args,
+        "script_args": render_script_args(execution),
         "history": {
             "process_states": [[str(entry.state), entry.time.timestamp()] for entry in status.history],
             "stacktrace": status.stacktrace,
@@ -295,15 +331,41 @@ def build_procedure(execution: ScriptExecution, base: str) -> dict[str, Any]:
         "state": str(status.state),
         "uri": f"http://localhost{base}/procedures/{status.procedure_id}",
     }
-    if status.grant is not None and status.grant.subarray is not None:
+    if execution.spec.mode is Mode.REHEARSAL:
+        procedure["mode"] = str(execution.spec.mode)
+    elif status.grant is not None and status.grant.subarray is not None:
         procedure["subarray"] = status.grant.subarray
     elif execution.spec.subarray is not None:
         procedure["subarray"] = execution.spec.subarray
+    procedure.update(_render_abort(execution))
     if status.reason is not None:
         procedure["reason"] = str(status.reason)
     if status.message is not None:
         procedure["message"] = status.message
+    if status.resolved is not None and status.resolved.commit is not None:
+        procedure["commit"] = status.resolved.commit
     return procedure
+
+
+def render_script_args(execution: ScriptExecution) -> dict[str, Any]:
+    """Return the arguments of an execution's functions as clients see them; of main once they are known."""
+    args = execution.spec.args
+    script_args = {"init": _render_args(args.init)}
+    if args.main is not None or execution.spec.desired_state is DesiredState.RUNNING:
+        script_args["main"] = _render_args(args.main)
+    return script_args
+
+
+def _render_abort(execution: ScriptExecution) -> dict[str, Any]:
+    """Return what an execution has to do with aborts."""
+    shown: dict[str, Any] = {}
+    if execution.spec.purpose is Purpose.ABORT:
+        shown["purpose"] = str(execution.spec.purpose)
+    if execution.status.abort is not None:
+        shown["aborted_by"] = execution.status.abort.procedure_id
+    if alarm := find_alarm(execution):
+        shown["alarm"] = alarm.message
+    return shown
 
 
 def _render_args(args: SpecArgs | None) -> dict[str, Any]:

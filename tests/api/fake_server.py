@@ -25,6 +25,7 @@ class FakeEngine(FakeStore):
     """The fake store as an engine with a life."""
 
     start_failure = ""
+    archive = None
 
     def start(self) -> None:
         if self.start_failure:

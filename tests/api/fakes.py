@@ -18,6 +18,8 @@ from oet_crds.execution import (
     HistoryEntry,
     Metadata,
     Refusal,
+    RunnerExit,
+    RunnerStatus,
     ScriptExecution,
     ScriptExecutionSpec,
     ScriptExecutionStatus,
@@ -25,8 +27,8 @@ from oet_crds.execution import (
     WhenBusy,
 )
 from oet_crds.ports import Health, Record, SpecChange, TimelineEntry
-from oet_crds.reasons import Reason
-from oet_crds.states import DesiredState, State
+from oet_crds.reasons import Outcome, Reason
+from oet_crds.states import DesiredState, Purpose, State
 from oet_crds.topics import EntryKind, Topic
 
 PREPARED = (State.CREATING, State.IDLE, State.LOADING, State.IDLE, State.READY)
@@ -92,6 +94,7 @@ class FakeStore:
         ends: State that a stop leads to; None: it never ends.
         abort_ends: State that an abort script ends in; None: it never ends.
         creates_abort: Whether an abort script is created after a stop that wants it.
+        reports_ends: Whether runners report the end of a stopped script.
         max_active: Active executions from which on a creation is refused.
         failure: Raised by every method, if set.
     """
@@ -103,6 +106,7 @@ class FakeStore:
         self.ends: State | None = State.STOPPED
         self.abort_ends: State | None = State.COMPLETE
         self.creates_abort = True
+        self.reports_ends = False
         self.max_active = 1000
         self.failure: Exception | None = None
         self.health = Health(True, "fake engine")
@@ -192,6 +196,19 @@ class FakeStore:
                 self._put(execution.model_copy(update={"status": execution.status.model_copy(update=update)}))
             self._announce(procedure_id, state)
 
+    def arm(self, subarray: int) -> int:
+        """Have an abort script held READY; return its procedure id."""
+        spec = ScriptExecutionSpec(
+            script=ScriptSource(file=FileScript(path="/scripts/abort.py")),
+            purpose=Purpose.ABORT,
+            desired_state=DesiredState.READY,
+            subarray=subarray,
+        )
+        number = self.create(spec).procedure_id
+        assert number is not None
+        self.set_status(number, grant=Grant(time=datetime.now(UTC), subarray=subarray, standing=True))
+        return number
+
     def set_stop(self, procedure_id: int, **fields: Any) -> None:
         """Change how an execution is stopped, as kubectl could."""
         with self._changed:
@@ -236,13 +253,19 @@ class FakeStore:
         desired = execution.spec.desired_state
         if desired is DesiredState.STOPPED and self.ends is not None and not execution.is_finished:
             self._stop(execution)
+        elif execution.spec.abort_of is not None:
+            self.enter(procedure_id, State.RUNNING, *([] if self.abort_ends is None else [self.abort_ends]))
         elif desired is DesiredState.RUNNING and self.grants and execution.status.grant is None:
             self._start(execution)
 
     def _stop(self, execution: ScriptExecution) -> None:
         assert execution.procedure_id is not None
         assert self.ends is not None
-        self.enter(execution.procedure_id, self.ends, reason=Reason.STOP_REQUESTED)
+        end = RunnerExit(
+            outcome=Outcome.STOPPED, reason=Reason.STOP_REQUESTED, message="stopped", time=datetime.now(UTC)
+        )
+        runner = {"runner": RunnerStatus(exit=end)} if self.reports_ends else {}
+        self.enter(execution.procedure_id, self.ends, reason=Reason.STOP_REQUESTED, **runner)
         if execution.spec.stop.abort and self.creates_abort:
             spec = ScriptExecutionSpec(script=ScriptSource(file=FileScript(path="/scripts/abort.py")))
             aborter = self.create(spec)
@@ -293,5 +316,6 @@ def _change(execution: ScriptExecution, change: SpecChange) -> ScriptExecutionSp
         "args": args,
         "when_busy": change.when_busy or spec.when_busy,
         "stop": change.stop or spec.stop,
+        "abort_of": change.abort_of or spec.abort_of,
     }
     return spec.model_copy(update=update)

@@ -27,7 +27,7 @@ def test_method_that_is_not_there_is_405(client: Any, path: str, allowed: set[st
     assert set(answer.headers["allow"].split(", ")) == allowed
 
 
-@pytest.mark.parametrize("path", ["/nope", "/procedures/1/nope", "//nope", "/activities/"])
+@pytest.mark.parametrize("path", ["/nope", "/procedures/1/nope", "//nope", "/activities/1/nope"])
 def test_path_that_is_not_there_is_404(client: Any, path: str) -> None:
     answer = client.ask("GET", path)
     assert (answer.status_code, answer.json) == (404, {"detail": "Not Found"})

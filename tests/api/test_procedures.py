@@ -6,15 +6,17 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 from falcon.testing import Result
 
 from oet_crds.errors import InvalidTransitionError, UnavailableError
-from oet_crds.execution import FunctionArgs, WhenBusy
+from oet_crds.execution import Condition, FunctionArgs, WhenBusy
 from oet_crds.ports import SpecChange
-from oet_crds.states import ACTIVE_STATES, FINAL_STATES, DesiredState, State
+from oet_crds.reasons import Reason
+from oet_crds.states import ACTIVE_STATES, FINAL_STATES, ConditionType, DesiredState, State
 from oet_crds.topics import EntryKind, Topic
 
 FILE = {"script_type": "filesystem", "script_uri": "file:///scripts/a.py"}
@@ -49,10 +51,10 @@ def _wait(condition: Callable[[], Any]) -> None:
             id="git-defaults",
         ),
         pytest.param(
-            {**GIT, "git_args": {"git_repo": "r", "git_branch": "b", "git_commit": "c"}, "create_env": True},
+            {**GIT, "git_args": {"git_repo": "https://h/r", "git_branch": "b", "git_commit": "c"}, "create_env": True},
             {
                 "script_uri": "git://demo.py",
-                "git_args": {"git_repo": "r", "git_branch": "b", "git_commit": "c"},
+                "git_args": {"git_repo": "https://h/r", "git_branch": "b", "git_commit": "c"},
                 "create_env": True,
                 "script_type": "git",
             },
@@ -78,6 +80,36 @@ def test_created_procedure_has_upstreams_form(
     assert state == "CREATING"
     assert abs(at - time.time()) < 5
     assert procedure["history"]["stacktrace"] is None
+
+
+@pytest.mark.parametrize(
+    ("git_args", "words"),
+    [
+        ({"git_repo": "file:///srv/git/x"}, "protocol file is not allowed"),
+        ({"git_repo": "ext::sh -c true"}, "is not the URL of a repository"),
+        ({"git_repo": "r"}, "is not the URL of a repository"),
+        ({"git_repo": "http://me:secret@h/x"}, "http://***@h/x"),
+    ],
+)
+def test_repository_that_is_not_allowed_is_refused_at_once(
+    client: Any, store: Any, git_args: dict[str, Any], words: str
+) -> None:
+    answer = client.ask("POST", "/procedures/", {"script": {**GIT, "git_args": git_args}})
+    assert answer.status_code == 403, answer.text
+    assert words in answer.json["detail"]
+    assert "secret" not in answer.text
+    assert not store.list()
+
+
+@pytest.mark.parametrize(
+    ("git_args", "branch"),
+    [({}, "master"), ({"git_commit": "c0ffee"}, None), ({"git_branch": None}, None), ({"git_branch": "b"}, "b")],
+)
+def test_default_branch_is_taken_only_where_no_version_is_named(
+    client: Any, store: Any, git_args: dict[str, Any], branch: str | None
+) -> None:
+    number = client.ask("POST", "/procedures/", {"script": {**GIT, "git_args": git_args}}).json["id"]
+    assert store.get(number).spec.script.git.branch == branch
 
 
 def test_created_procedure_is_held_and_not_queued(client: Any, store: Any) -> None:
@@ -590,6 +622,115 @@ def test_abort_that_did_not_work_is_told(
     client.start(number)
     answer = client.stop(number, abort=True)
     assert (answer.status_code, words in answer.json["detail"]) == (status, True), answer.text
+
+
+def test_abort_that_failed_is_marked_as_an_alarm(client: Any, store: Any) -> None:
+    store.abort_ends = State.FAILED
+    number = client.create(2)
+    client.start(number)
+    answer = client.stop(number, abort=True)
+    assert answer.json["severity"] == "ALARM"
+    assert answer.json["detail"].startswith("ALARM: ")
+
+
+def test_abort_that_the_engine_cannot_run_is_an_alarm_at_once(client: Any, store: Any) -> None:
+    store.creates_abort = False
+    number = client.create(2)
+    client.start(number)
+    condition = Condition(
+        type=ConditionType.ABORTED,
+        status="False",
+        reason=Reason.ABORT_FAILED,
+        message="ALARM: the abort script cannot be created",
+        last_transition_time=datetime.now(UTC),
+    )
+    store.set_status(number, conditions=[condition])
+    answer = client.stop(number, abort=True)
+    assert (answer.status_code, answer.json["severity"]) == (409, "ALARM")
+    assert "the abort script cannot be created" in answer.json["detail"]
+
+
+def test_held_abort_script_is_started_without_the_engine(client: Any, store: Any) -> None:
+    store.creates_abort, store.reports_ends = False, True
+    number = client.create(2)
+    client.start(number)
+    armed = store.arm(2)
+    answer = client.stop(number, abort=True)
+    assert (answer.status_code, store.get(armed).status.state) == (200, State.COMPLETE), answer.text
+    assert store.get(armed).spec.abort_of == store.get(number).uid
+
+
+def test_held_abort_script_of_another_subarray_or_before_the_end_is_left_alone(client: Any, store: Any) -> None:
+    store.creates_abort = False
+    for subarray, reports in ((3, True), (2, False)):
+        store.reports_ends = reports
+        number = client.create(2)
+        client.start(number)
+        armed = store.arm(subarray)
+        assert client.stop(number, abort=True).status_code == 504
+        assert store.get(armed).spec.abort_of is None
+
+
+def test_held_abort_script_that_the_engine_starts_first_is_not_started_again(client: Any, store: Any) -> None:
+    store.creates_abort, store.reports_ends = False, True
+    number = client.create(2)
+    client.start(number)
+    armed = store.arm(2)
+
+    def start_first(procedure_id: int) -> None:
+        if procedure_id == armed:
+            store.before_change = lambda _: None
+            grant = store.get(armed).status.grant
+            used = grant.model_copy(update={"standing": False, "abort_of": store.get(number).uid})
+            store.enter(armed, State.RUNNING, State.COMPLETE, grant=used)
+
+    store.before_change = start_first
+    assert client.stop(number, abort=True).status_code == 200
+    assert store.get(armed).spec.abort_of is None
+
+
+def test_held_abort_script_that_takes_no_change_is_left_to_the_engine(client: Any, store: Any) -> None:
+    store.creates_abort, store.reports_ends = False, True
+    number = client.create(2)
+    client.start(number)
+    armed = store.arm(2)
+
+    def fail(procedure_id: int) -> None:
+        if procedure_id == armed:
+            raise UnavailableError("the store takes nothing")
+
+    store.before_change = fail
+    assert client.stop(number, abort=True).status_code == 504
+
+
+def test_stop_with_abort_of_an_execution_that_changes_all_the_time_gets_through(client: Any, store: Any) -> None:
+    number = client.create(2)
+    client.start(number)
+    store.before_change = lambda procedure_id: store.set_status(procedure_id, message="news")
+    assert client.stop(number, abort=True).status_code == 200
+
+
+def test_held_abort_scripts_are_listed_for_who_asks_and_not_started(client: Any, store: Any) -> None:
+    armed = store.arm(2)
+    assert client.ask("GET", "/procedures/").json == []
+    (found,) = client.ask("GET", "/procedures/?armed=true").json
+    assert (found["id"], found["purpose"]) == (armed, "Abort")
+    answer = client.start(armed)
+    assert answer.status_code == 409
+    assert "which a stop starts" in answer.json["detail"]
+    assert "stop it without abort" in client.stop(armed, abort=True).json["detail"]
+    assert client.stop(armed).status_code == 200
+
+
+def test_stop_of_a_rehearsal_runs_no_abort_and_says_so(client: Any, store: Any) -> None:
+    body = {"script": INLINE, "script_args": {"init": {"kwargs": {"subarray_id": 1}}}, "mode": "Rehearsal"}
+    made = client.ask("POST", "/procedures/", body)
+    assert made.json["mode"] == "Rehearsal"
+    answer = client.stop(made.json["id"], abort=True)
+    assert answer.status_code == 200
+    assert answer.json["abort_message"].endswith("; it was a rehearsal, which has no telescope to abort")
+    assert len(store.list()) == 1
+    assert not store.get(made.json["id"]).spec.stop.abort
 
 
 def test_abort_without_a_subarray_is_refused_before_anything_is_stopped(client: Any, store: Any) -> None:

@@ -35,6 +35,17 @@ LIMITS = {
 BODY = json.dumps({"script": {"script_type": "inline", "source": "def main(): pass"}}).encode()
 
 
+_opened: list[socket.socket] = []
+
+
+@pytest.fixture(autouse=True)
+def _connections_are_closed() -> Iterator[None]:
+    """Close what a test opened, also when it fails: its open sockets would be warnings, and errors of a test after it."""
+    yield
+    while _opened:
+        _opened.pop().close()
+
+
 class Process:
     """A server process over a fake engine."""
 
@@ -74,6 +85,7 @@ class Process:
     def connect(self, data: bytes = b"", receive_bytes: int | None = None) -> socket.socket:
         """Return a raw connection, with a receive buffer of some size if that matters."""
         raw = socket.socket()
+        _opened.append(raw)
         raw.settimeout(10)
         if receive_bytes is not None:
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_bytes)
@@ -206,6 +218,7 @@ def test_request_that_ends_too_early_is_400(shared: Process, data: bytes) -> Non
     assert read_all(raw).startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize(
     "data",
     [
@@ -229,6 +242,7 @@ def test_slow_request_is_408_in_time(shared: Process, data: bytes) -> None:
     raw.close()
 
 
+@pytest.mark.serial
 def test_silent_connection_is_closed_in_time(shared: Process) -> None:
     begun = time.monotonic()
     assert read_all(shared.connect()) == b""
@@ -275,6 +289,7 @@ def test_head_has_no_body_and_keeps_the_connection(shared: Process) -> None:
 # ---- many slow clients -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.serial
 def test_three_hundred_slow_clients_delay_nobody(own: Process) -> None:
     number = own.create()
     slow = [own.connect() for _ in range(100)]
@@ -290,6 +305,7 @@ def test_three_hundred_slow_clients_delay_nobody(own: Process) -> None:
         raw.close()
 
 
+@pytest.mark.serial
 def test_clients_that_do_not_read_delay_nobody(own: Process) -> None:
     source = json.dumps({"script": {"script_type": "inline", "source": "#" * 19_000}}).encode()
     for _ in range(200):
@@ -313,6 +329,7 @@ def test_clients_that_do_not_read_delay_nobody(own: Process) -> None:
         raw.close()
 
 
+@pytest.mark.serial
 def test_keep_alive_requests_are_quick(shared: Process) -> None:
     number = shared.create()
     connection = http.client.HTTPConnection("127.0.0.1", shared.port, timeout=10)
@@ -393,6 +410,7 @@ def test_followed_logs_arrive_as_they_are_printed_and_end(own: Process) -> None:
 # ---- waiting ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.serial
 def test_many_waiting_stops_are_all_stored_and_leave_threads_for_the_rest() -> None:
     process = Process(ends=None)
     numbers = [process.create() for _ in range(60)]
@@ -423,6 +441,7 @@ def test_many_waiting_stops_are_all_stored_and_leave_threads_for_the_rest() -> N
 # ---- life ------------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.serial
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_ordered_stop_ends_streams_and_engine_soon(number: signal.Signals) -> None:
     process = Process()

@@ -326,6 +326,7 @@ def test_followed_logs_end_with_the_procedure_and_miss_nothing(
         assert answer.text.count(f"line {line}\n" if "sse" not in query else f'"line {line}"') == 1
 
 
+@pytest.mark.serial
 def test_followed_logs_of_a_stopping_server_end(client: Any, services: Any) -> None:
     number = client.create()
     timer = threading.Timer(0.1, services.broadcast.stop)

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import threading
+import uuid
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
+from oet_support import wait_until
 
-from oet_crds.errors import ConflictError, InvalidTransitionError, NotFoundError, OverloadedError
+from oet_crds.errors import (
+    ConflictError,
+    InvalidTransitionError,
+    NotFoundError,
+    OverloadedError,
+    RequestRefusedError,
+)
 from oet_crds.execution import (
+    Activity,
     ExecutionArgs,
     FunctionArgs,
     InlineScript,
@@ -20,12 +31,14 @@ from oet_crds.execution import (
 )
 from oet_crds.ports import ExecutionStore, SpecChange, Timeline
 from oet_crds.reasons import Reason
-from oet_crds.states import DesiredState, State
+from oet_crds.states import DesiredState, Mode, State
 from oet_crds.topics import EntryKind, Topic
+from oet_operator.local.engine import LocalEngine
 
 LONG = "import time\ndef main(*args, **kwargs):\n    time.sleep(600)"
 QUICK = "def main(*args, **kwargs):\n    print('ran', args, kwargs)"
-SECONDS = 20.0
+SECONDS = 60.0
+"""A machine that runs a cluster and its Pods besides may be slow."""
 
 STOP = SpecChange(desired_state=DesiredState.STOPPED)
 
@@ -139,7 +152,7 @@ def test_finished_executions_beyond_the_limit_go_oldest_first(store: ExecutionSt
     for _ in range(5):
         ended.append(_id(store.create(_spec(QUICK, desired_state=DesiredState.RUNNING))))
         _wait(store, ended[-1], State.COMPLETE)
-    assert [_id(one) for one in store.list()] == [keep, *ended[-3:]]
+    wait_until(lambda: [_id(one) for one in store.list()] == [keep, *ended[-3:]], SECONDS, "they are still there")
 
 
 def test_busy_subarray_waits_and_goes_on_when_it_is_free(store: ExecutionStore) -> None:
@@ -207,17 +220,21 @@ def test_stop_before_anything_started_is_a_stop(store: ExecutionStore) -> None:
 
 
 def test_unsupported_source_fails_with_the_reason(store: ExecutionStore) -> None:
+    if not isinstance(store, LocalEngine):
+        pytest.skip("a Pod can have a ConfigMap")
     source = ScriptSource.model_validate({"configMap": {"name": "a", "key": "b"}})
     ended = _wait(store, _id(store.create(ScriptExecutionSpec(script=source))), State.FAILED)
     assert ended.status.reason is Reason.UNSUPPORTED_SOURCE
 
 
-ABORT = "from pathlib import Path\ndef init(subarray_id): print('abort', subarray_id)\ndef main(): print('aborted')"
+ABORT = "def init(subarray_id): print('abort', subarray_id)\ndef main(): print('aborted')"
 
 
 @pytest.mark.parametrize("competitors", [0, 3])
-def test_abort_runs_next_on_the_subarray(store: ExecutionStore, tmp_path: Path, competitors: int) -> None:
-    (tmp_path / "abort.py").write_text(ABORT)
+def test_abort_runs_next_on_the_subarray(
+    store: ExecutionStore, ship: Callable[[str, str], None], competitors: int
+) -> None:
+    ship("abort.py", ABORT)
     target = _ready(store, LONG, 5)
     _start(store, target)
     _wait(store, target, State.RUNNING)
@@ -256,3 +273,91 @@ def test_timeline_wakes_a_listener(store: ExecutionStore, timeline: Timeline) ->
 
 def test_healthy_engine_says_so(store: ExecutionStore) -> None:
     assert store.observe_health().ready
+
+
+def test_rehearsal_runs_beside_an_operation_on_its_subarray_or_is_refused(
+    store: ExecutionStore, request: pytest.FixtureRequest
+) -> None:
+    if request.node.callspec.params["engine"] == "local-none":
+        with pytest.raises(RequestRefusedError, match="namespace"):
+            store.create(_spec(LONG, 1, mode=Mode.REHEARSAL))
+        assert not store.list()
+        return
+    operation = _ready(store, LONG, 1)
+    _start(store, operation)
+    _wait(store, operation, State.RUNNING)
+    rehearsal = _id(store.create(_spec(LONG, 1, mode=Mode.REHEARSAL)))
+    _wait(store, rehearsal, State.READY)
+    _start(store, rehearsal, WhenBusy.REJECT)
+    _wait(store, rehearsal, State.RUNNING)
+    assert _wait(store, operation, State.RUNNING).spec.mode is Mode.OPERATION
+    store.change(rehearsal, SpecChange(desired_state=DesiredState.STOPPED, stop=StopOptions(abort=True)))
+    assert _wait(store, rehearsal, State.STOPPED).status.abort is None
+    assert len(store.list()) == 2
+
+
+# ---- activities ------------------------------------------------------------------------------------------------------
+
+READS_BLOCK = """
+import json, os
+def main(*, sb_json, sbi_id, **kwargs):
+    with open(sb_json) as file:
+        print(sbi_id, json.load(file)["sbd_id"], oct(os.stat(sb_json).st_mode & 0o777))
+    {end}
+"""
+
+
+def _activity(source: str, number: int, **fields: object) -> ScriptExecutionSpec:
+    path = f"/tmp/sbi-contract-{uuid.uuid4().hex}.json"
+    activity = Activity(
+        name="observe",
+        sbd_id="sbd-1",
+        sbd_version=2,
+        sbi_id=f"sbi-{number}",
+        sb_path=path,
+        sb_json='{"sbd_id": "sbd-1"}',
+    )
+    args = ExecutionArgs(main=FunctionArgs(kwargs={"sb_json": path, "sbi_id": activity.sbi_id}))
+    return _spec(source, activity=activity, args=args, **{"desired_state": DesiredState.RUNNING, **fields})
+
+
+@pytest.mark.parametrize(
+    ("end", "state", "told"),
+    [
+        pytest.param("pass", State.COMPLETE, Topic.SB_SUCCEEDED, id="succeeds"),
+        pytest.param("raise ValueError", State.FAILED, Topic.SB_FAILED, id="fails"),
+    ],
+)
+def test_script_of_an_activity_finds_its_block_and_the_timeline_tells_the_blocks_end(
+    store: ExecutionStore, timeline: Timeline, end: str, state: State, told: Topic
+) -> None:
+    procedure_id = _id(store.create(_activity(READS_BLOCK.replace("{end}", end), 1)))
+    ended = _wait(store, procedure_id, state)
+    assert ended.spec.activity is not None
+    assert (ended.spec.activity.sbi_id, ended.spec.activity.sbd_version) == ("sbi-1", 2)
+
+    def read() -> list[Any]:
+        return list(timeline.read(0, limit=100, procedure_id=procedure_id))
+
+    wait_until(lambda: read()[-1].payload.get("new_state") == state, SECONDS, "the end is not in the timeline")
+    entries = read()
+    assert next(entry.payload["line"] for entry in entries if entry.kind is EntryKind.LOG) == "sbi-1 sbd-1 0o600"
+    blocks = [(entry.topic, entry.payload["sbi_id"]) for entry in entries if entry.topic.startswith("sb.lifecycle")]
+    assert blocks == [(Topic.SB_STARTED, "sbi-1"), (told, "sbi-1")]
+    # Whoever listens up to the final state has heard how the block ended.
+    topics = [entry.topic for entry in entries]
+    assert topics.index(told) < len(topics) - 1
+    assert not Path(ended.spec.activity.sb_path).exists()
+
+
+def test_activity_that_finds_its_subarray_held_is_refused_by_itself_and_stays_ready(store: ExecutionStore) -> None:
+    holder = _ready(store, LONG, 1)
+    _start(store, holder)
+    _wait(store, holder, State.RUNNING)
+    second = _id(store.create(_activity(QUICK, 2, subarray=1, when_busy=WhenBusy.REJECT)))
+    refused = store.wait(second, lambda one: one.status.refusal is not None or one.is_finished, SECONDS)
+    assert refused.status.refusal is not None
+    assert (refused.status.state, refused.status.refusal.holder) == (State.READY, holder)
+    store.change(holder, STOP)
+    _wait(store, holder, State.STOPPED)
+    assert store.get(second).status.state is State.READY

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from oet_api.log_lines import LogReader, LogRequest
 from oet_api.openapi import EVENT_STREAM, PLAIN_TEXT, Operation, endpoint
-from oet_api.resources.stream import build_is_gone, parse_last_event_id
+from oet_api.resources.stream import build_is_gone, find_resumption
 from oet_api.services import Services
 from oet_api.streams import Pace, SlotIterator
 
@@ -53,7 +53,7 @@ class LogsResource:
         accept = req.get_header("Accept", default="")
         as_events = query.format == "sse" or (query.format is None and accept.startswith("text/event-stream"))
         text = (req.get_header("Last-Event-ID") or query.last_event_id) if as_events else None
-        after = parse_last_event_id(text, services.timeline.last_id()) or 0
+        after = find_resumption(text, services.timeline) or 0
         resp.content_type = EVENT_STREAM if as_events else PLAIN_TEXT
         resp.cache_control = ["no-cache"]
         resp.set_header("X-Accel-Buffering", "no")

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from oet_api.decisions import compute_subarrays
 from oet_api.errors import BadRequestError
 from oet_api.openapi import JSON, Operation, endpoint
+from oet_api.origin import Origin, observe_user
 from oet_api.services import Services
 from oet_api.wire import (
     AbortMessage,
@@ -23,14 +24,24 @@ from oet_api.wire import (
     dump_json,
     render_script,
 )
-from oet_crds.errors import InvalidTransitionError
-from oet_crds.execution import ScriptExecution
-from oet_crds.ports import TimelineEntry
+from oet_crds.aborts import is_armed
+from oet_crds.errors import InvalidTransitionError, UnavailableError
+from oet_crds.execution import GitScript, ScriptExecution
+from oet_crds.git import find_problem
+from oet_crds.ports import Archive, TimelineEntry
+from oet_crds.settings import GitSettings
 from oet_crds.states import State
 from oet_crds.subarrays import MAX_SUBARRAY
 from oet_crds.topics import EntryKind
 
-__all__ = ["EventsResource", "ProcedureResource", "ProceduresResource", "select_executions"]
+__all__ = [
+    "EventsResource",
+    "ProcedureResource",
+    "ProceduresResource",
+    "check_size",
+    "select_archived",
+    "select_executions",
+]
 
 MAX_NUMBER = 2**63 - 1
 """Ids are 64 bit numbers."""
@@ -39,15 +50,24 @@ PAGE_BYTES = 8 * 1024 * 1024
 """Text of one page of events, at most, besides its last entry: a page of 1000 messages could have 128 MiB."""
 
 
+ARCHIVE_LIMIT = 1000
+"""Procedures that are listed without a limit, besides those that the engine has: an archive of years is for pages."""
+
+ARCHIVE_PAGE = 200
+
+
 class ListQuery(BaseModel):
     """Query of GET /procedures/."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    limit: int | None = Field(None, ge=1, le=1000, description="At most so many; absent: all.")
+    limit: int | None = Field(
+        None, ge=1, le=1000, description="At most so many; absent: all that the engine has, and the newest 1000."
+    )
     after: int = Field(0, ge=0, le=MAX_NUMBER, description="Only those with a greater id, for paging.")
     state: State | None = Field(None, description="Only those in this state.")
     subarray: int | None = Field(None, ge=0, le=MAX_SUBARRAY, description="Only those on this subarray.")
+    armed: bool = Field(False, description="Also the abort scripts that are held READY, which no client can start.")
 
 
 class EventsQuery(BaseModel):
@@ -67,8 +87,35 @@ def select_executions(executions: Sequence[ScriptExecution], query: ListQuery) -
         for execution in executions
         if (execution.procedure_id or 0) > query.after
         and query.state in (None, execution.status.state)
+        and (query.armed or not is_armed(execution))
         and (query.subarray is None or query.subarray in compute_subarrays(execution))
     ]
+    return chosen[: query.limit]
+
+
+def select_archived(live: Sequence[ScriptExecution], archive: Archive, query: ListQuery) -> Sequence[ScriptExecution]:
+    """Return the executions that a query asks for, oldest first, those among them that the engine has removed.
+
+    Raises:
+        UnavailableError: These cannot be read now.
+    """
+    current = {execution.procedure_id or 0: execution for execution in live}
+    if query.limit is None:
+        stored = archive.read_archive(query.after, ARCHIVE_LIMIT, is_backwards=True)
+        found = {**{execution.procedure_id or 0: execution for execution in stored}, **current}
+        return select_executions([found[number] for number in sorted(found)], query)
+    chosen: list[ScriptExecution] = []
+    after = query.after
+    while len(chosen) < query.limit:
+        stored = archive.read_archive(after, ARCHIVE_PAGE)
+        is_last = len(stored) < ARCHIVE_PAGE
+        until = MAX_NUMBER if is_last else stored[-1].procedure_id or 0
+        found = {execution.procedure_id or 0: execution for execution in stored}
+        found.update((number, one) for number, one in current.items() if after < number <= until)
+        chosen += select_executions([found[number] for number in sorted(found)], query)
+        after = until
+        if is_last:
+            break
     return chosen[: query.limit]
 
 
@@ -80,20 +127,32 @@ class ProceduresResource:
 
     @endpoint(Operation("list_procedures", Procedure, query=ListQuery, is_list=True))
     def on_get(self, req: falcon.Request, resp: falcon.Response, query: ListQuery) -> None:
-        """List procedures, oldest first."""
-        executions = self._services.store.list()
-        _answer(resp, self._services.renderer.render_list(select_executions(executions, query)))
+        """List procedures, oldest first.
 
-    @endpoint(Operation("create_procedure", Procedure, status=201, body=CreateProcedure, errors=[503]))
+        With a timeline in a database also those that Kubernetes has removed: without a limit the newest of them, with limit
+        and after all of them in pages. While the database does not answer they are missing, and a header Warning says so.
+        """
+        services = self._services
+        live, archive = services.store.list(), services.archive
+        try:
+            chosen = select_executions(live, query) if archive is None else select_archived(live, archive, query)
+        except UnavailableError:
+            chosen = select_executions(live, query)
+            resp.set_header("Warning", '199 oet "procedures that Kubernetes has removed cannot be read now"')
+        _answer(resp, services.renderer.render_list(chosen))
+
+    @endpoint(Operation("create_procedure", Procedure, status=201, body=CreateProcedure, errors=[403, 503]))
     def on_post(self, req: falcon.Request, resp: falcon.Response, body: CreateProcedure) -> None:
         """Create a procedure: fetch and load a script, and run its init.
 
         The answer comes at once, in state CREATING. It can be started when it is READY.
         """
         services = self._services
-        _check_size(body.script_args, services.settings.max_args_bytes)
-        spec = build_spec(body)
-        execution = services.procedures.create(spec, render_script(spec.script))
+        check_size(body.script_args, services.settings.max_args_bytes)
+        spec = build_spec(body, services.git)
+        _check_git(spec.script.git, services.git)
+        origin = Origin(observe_user(req, services.settings.user_header), body.reason)
+        execution = services.procedures.create(spec, render_script(spec.script), origin)
         _answer(resp, services.renderer.render(execution))
         resp.status = falcon.HTTP_201
         resp.set_header("Location", f"{services.base}/procedures/{execution.procedure_id}")
@@ -119,13 +178,14 @@ class ProcedureResource:
         is left; with abort, when the abort script on the same subarray is COMPLETE as well.
         """
         services = self._services
-        _check_size(body.script_args, services.settings.max_args_bytes)
+        check_size(body.script_args, services.settings.max_args_bytes)
+        origin = Origin(observe_user(req, services.settings.user_header), body.reason)
         if body.state is State.STOPPED:
-            message = services.procedures.stop(procedure_id, abort=body.abort)
+            message = services.procedures.stop(procedure_id, abort=body.abort, origin=origin)
             _answer(resp, dump_json(AbortMessage(abort_message=message).model_dump()))
         elif body.state is State.RUNNING:
-            main = body.script_args.main if body.script_args else None
-            _answer(resp, services.renderer.render(services.procedures.start(procedure_id, build_spec_args(main))))
+            main = build_spec_args(body.script_args.main if body.script_args else None)
+            _answer(resp, services.renderer.render(services.procedures.start(procedure_id, main, origin)))
         else:
             execution = services.store.get(procedure_id)
             _check_unchanged(execution, body.state)
@@ -167,9 +227,16 @@ def _answer(resp: falcon.Response, data: bytes) -> None:
     resp.data = data
 
 
-def _check_size(args: ScriptArgs | None, limit: int) -> None:
+def check_size(args: ScriptArgs | None, limit: int) -> None:
+    """Raise BadRequestError when arguments have more than `limit` bytes as JSON."""
     if args is not None and (size := len(dump_json(args.model_dump()))) > limit:
         raise BadRequestError(413, f"script_args have {size} bytes as JSON; this server takes {limit}")
+
+
+def _check_git(script: GitScript | None, settings: GitSettings) -> None:
+    """Refuse what a runner would refuse as well, before anything is made for it."""
+    if script is not None and (problem := find_problem(script.repository, settings.build_policy())):
+        raise BadRequestError(403, problem)
 
 
 def _check_unchanged(execution: ScriptExecution, wanted: State | None) -> None:

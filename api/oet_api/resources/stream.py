@@ -9,15 +9,25 @@ from collections.abc import Callable
 import falcon
 from pydantic import BaseModel, ConfigDict, Field
 
+from oet_api.decisions import compute_subarrays
 from oet_api.errors import BadRequestError
 from oet_api.limits import shorten
 from oet_api.openapi import EVENT_STREAM, Operation, endpoint
 from oet_api.services import Services
 from oet_api.streams import EventFilter, Pace, SlotIterator, iterate_events
+from oet_crds.errors import NotFoundError
+from oet_crds.ports import Timeline
+from oet_crds.subarrays import MAX_SUBARRAY
 
-__all__ = ["StreamQuery", "StreamResource", "build_is_gone", "parse_last_event_id"]
+__all__ = ["StreamQuery", "StreamResource", "build_is_gone", "find_resumption", "parse_last_event_id"]
 
 MAX_NUMBER = 2**63 - 1
+
+LEARN_SECONDS = 1.0
+"""How long an id that is not known yet may take from the server that gave it; it takes some milliseconds."""
+
+REMEMBERED_PROCEDURES = 10_000
+"""Procedures whose subarray is remembered for one stream."""
 
 
 class StreamQuery(BaseModel):
@@ -26,6 +36,9 @@ class StreamQuery(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     procedure_id: int | None = Field(None, ge=0, le=MAX_NUMBER, description="Only events of this procedure.")
+    subarray: int | None = Field(
+        None, ge=0, le=MAX_SUBARRAY, description="Only events of procedures that hold, or name, this subarray."
+    )
     topics: str | None = Field(None, max_length=2000, description="Only these topics, with commas between them.")
     last_event_id: str | None = Field(None, description="Resume after this event, as the header Last-Event-ID does.")
 
@@ -45,21 +58,54 @@ class StreamResource:
         """
         services = self._services
         text = req.get_header("Last-Event-ID") or query.last_event_id
-        newest = services.timeline.last_id()
-        after = parse_last_event_id(text, newest)
+        after = find_resumption(text, services.timeline)
         resp.content_type = EVENT_STREAM
         resp.cache_control = ["no-cache"]
         resp.set_header("X-Accel-Buffering", "no")
         if req.method == "HEAD":
             return
+        newest = services.broadcast.start()
+        after = newest if after is None else after
         services.slots.take()
-        after = services.broadcast.start() if after is None else after
-        services.broadcast.start()
         topics = None if query.topics is None else frozenset(part.strip() for part in query.topics.split(","))
-        wanted = EventFilter(query.procedure_id, topics)
+        wanted = EventFilter(query.procedure_id, topics, self._build_subarray_test(query.subarray))
         pace = Pace(services.settings.heartbeat_seconds)
         events = iterate_events(services.broadcast, after, wanted, pace, build_is_gone(req))
         resp.stream = SlotIterator(services.slots, events)
+
+    def _build_subarray_test(self, subarray: int | None) -> Callable[[int], bool] | None:
+        """Return what tells of a procedure whether it is on a subarray."""
+        if subarray is None:
+            return None
+        settled: dict[int, bool] = {}
+
+        def is_on_it(procedure_id: int) -> bool:
+            if procedure_id not in settled:
+                try:
+                    execution = self._services.store.get(procedure_id)
+                except NotFoundError:
+                    return False
+                is_on = subarray in compute_subarrays(execution)
+                if execution.status.grant is None and not execution.is_finished:
+                    return is_on  # The arguments of its start may name another one.
+                if len(settled) >= REMEMBERED_PROCEDURES:
+                    settled.clear()
+                settled[procedure_id] = is_on
+            return settled[procedure_id]
+
+        return is_on_it
+
+
+def find_resumption(text: str | None, timeline: Timeline) -> int | None:
+    """Return the id to resume after, as `parse_last_event_id`; wait a moment for one that another server has told already."""
+    newest = timeline.last_id()
+    try:
+        return parse_last_event_id(text, newest)
+    except BadRequestError:
+        if not (text and text.isascii() and text.isdigit() and len(text) < 20):
+            raise
+        timeline.wait(int(text) - 1, LEARN_SECONDS)
+        return parse_last_event_id(text, timeline.last_id())
 
 
 def parse_last_event_id(text: str | None, newest: int) -> int | None:
