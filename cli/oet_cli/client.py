@@ -13,7 +13,7 @@ from urllib.parse import urljoin, urlsplit
 from oet_cli.exits import CliError, Exit
 from oet_cli.sse import EventStream
 from oet_crds.states import State
-from oet_crds.topics import EntryKind
+from oet_crds.topics import EntryKind, Severity
 
 if TYPE_CHECKING:
     import requests
@@ -109,18 +109,30 @@ class Client:
         """Return one procedure."""
         return self._check_procedure(self._read(f"/procedures/{procedure_id}"))
 
-    def start(self, procedure_id: int, main: Mapping[str, Any]) -> dict[str, Any]:
-        """Start a procedure."""
-        body = {"state": str(State.RUNNING), "script_args": {"main": main}}
+    def start(self, procedure_id: int, main: Mapping[str, Any], reason: str | None = None) -> dict[str, Any]:
+        """Start a procedure; `reason` is why, None for no word of it."""
+        body = {"state": str(State.RUNNING), "script_args": {"main": main}, **_say_why(reason)}
         return self._check_procedure(self._write("PUT", f"/procedures/{procedure_id}", body))
 
-    def stop(self, procedure_id: int, *, abort: bool) -> str:
-        """Stop a procedure; returns the server's words once it is certain."""
-        body = {"state": str(State.STOPPED), "abort": abort}
+    def stop(self, procedure_id: int, *, abort: bool, reason: str | None = None) -> str:
+        """Stop a procedure; returns the server's words once it is certain. `reason` is why, None for no word of it."""
+        body = {"state": str(State.STOPPED), "abort": abort, **_say_why(reason)}
         answer = self._write("PUT", f"/procedures/{procedure_id}", body, STOP_SECONDS)
         if not isinstance(answer, dict) or "abort_message" not in answer:
             raise self._build_stranger()
         return str(answer["abort_message"])
+
+    def run_activity(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """Run an activity."""
+        return self._check_activity(self._write("POST", "/activities/", body))
+
+    def read_activities(self) -> list[dict[str, Any]]:
+        """Return all activities, oldest first."""
+        return [self._check_activity(one) for one in self._check_list(self._read("/activities/"))]
+
+    def get_activity(self, activity_id: int) -> dict[str, Any]:
+        """Return one activity."""
+        return self._check_activity(self._read(f"/activities/{activity_id}"))
 
     def read_logs(self, procedure_id: int, tail: int | None) -> bytes:
         """Return what a script printed; None for all of it."""
@@ -225,12 +237,16 @@ class Client:
         status = answer.status_code
         if status < 400:
             return answer
+        code = Exit.NOT_CERTAIN if status in (502, 504) else Exit.REFUSED
         try:
-            detail = describe_detail(answer.json())
+            body = answer.json()
+            detail = describe_detail(body)
+            if isinstance(body, dict) and body.get("severity") == Severity.ALARM:
+                code = Exit.ABORT_FAILED
         except ValueError:
             text = " ".join(answer.text.split())[:MAX_TEXT_CHARS]
             detail = f"{self.url} answered {status} {answer.reason}: {text}"
-        raise CliError(detail, Exit.NOT_CERTAIN if status in (502, 504) else Exit.REFUSED, status)
+        raise CliError(detail, code, status)
 
     def _parse(self, answer: requests.Response) -> Any:
         try:
@@ -251,6 +267,17 @@ class Client:
             return value
         raise self._build_stranger()
 
+    def _check_activity(self, value: Any) -> dict[str, Any]:
+        """Return an activity that has what every command relies on."""
+        if (
+            isinstance(value, dict)
+            and all(isinstance(value.get(name), int) for name in ("id", "procedure_id", "prepare_only"))
+            and all(isinstance(value.get(name), str) for name in ("state", "activity_name", "sbd_id"))
+            and isinstance(value.get("activity_states"), list)
+        ):
+            return value
+        raise self._build_stranger()
+
     def _check_list(self, value: Any) -> list[Any]:
         if not isinstance(value, list):
             raise self._build_stranger()
@@ -259,6 +286,11 @@ class Client:
     def _build_stranger(self) -> CliError:
         # With a status, for it did answer: asking again would not help.
         return CliError(f"{self.url} does not answer as OET does; check the URL", Exit.UNREACHABLE, 200)
+
+
+def _say_why(reason: str | None) -> Mapping[str, Any]:
+    # An older server, or upstream's, takes no such field: it is sent only where there is something to say.
+    return {} if reason is None else {"reason": reason}
 
 
 _IN_DOUBT = "; whether the request was carried out is not known. Look with: oet procedure list"

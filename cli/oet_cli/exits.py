@@ -28,6 +28,8 @@ class Exit(IntEnum):
     """The time is over, or the answer was lost: what was asked for has not happened yet, or it is not known."""
     UNKNOWN = 7
     """The script's state is UNKNOWN."""
+    ABORT_FAILED = 8
+    """An alarm: the script is stopped, and its abort did not work, or is not known to have worked."""
     DEFECT = 70
     """`oet` itself failed; sysexits.h calls it EX_SOFTWARE."""
     INTERRUPTED = 130
@@ -38,8 +40,8 @@ class Exit(IntEnum):
 
 EPILOG = (
     "Exit codes: 0 done, and a followed script is COMPLETE; 1 the script FAILED; 2 usage, or nothing to do; 3 the script was "
-    "STOPPED; 4 no server answers; 5 the server refused; 6 not certain or timed out; 7 the script's state is UNKNOWN; "
-    "70 a defect of oet; 130 Ctrl-C; 141 the reader of the output went away."
+    "STOPPED; 4 no server answers; 5 the server refused; 6 not certain or timed out; 7 the script's state is UNKNOWN; 8 ALARM: "
+    "stopped, but the abort did not work; 70 a defect of oet; 130 Ctrl-C; 141 the reader of the output went away."
 )
 
 

@@ -7,14 +7,16 @@ import json
 import time
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlencode
 
 import click
 
 from oet_cli.client import Client
 from oet_cli.exits import CliError, Exit
+from oet_cli.options import pid_option
 from oet_cli.texts import describe_event
 
-__all__ = ["is_wanted", "listen"]
+__all__ = ["build_path", "is_wanted", "listen"]
 
 FIRST_PAUSE_SECONDS = 0.5
 LONGEST_PAUSE_SECONDS = 10.0
@@ -46,8 +48,10 @@ def _split(text: str) -> list[str]:
 @click.command()
 @click.option("--topics", default="all", show_default=True, help="Topics to show, with commas between them.")
 @click.option("--exclude", default=DEFAULT_EXCLUDE, show_default=True, help="Beginnings of topics not to show.")
+@pid_option
+@click.option("--subarray", type=click.IntRange(min=0), help="Only events of procedures on this subarray.")
 @click.pass_context
-def listen(ctx: click.Context, topics: str, exclude: str) -> None:
+def listen(ctx: click.Context, topics: str, exclude: str, pid: int | None, subarray: int | None) -> None:
     """Show what happens, until Ctrl-C.
 
     A lost connection is opened again, and goes on where it was lost. Topics that are named in --topics are shown whatever the
@@ -56,19 +60,26 @@ def listen(ctx: click.Context, topics: str, exclude: str) -> None:
     wanted = [] if topics == "all" else _split(topics)
     excluded = [] if wanted and exclude == DEFAULT_EXCLUDE else _split(exclude)
     with contextlib.suppress(KeyboardInterrupt):
-        for data in _iterate_for_ever(Client(ctx.obj)):
+        for data in _iterate_for_ever(Client(ctx.obj), build_path(pid, subarray)):
             line = _describe(data, wanted, excluded)
             if line is not None:
                 click.echo(line)
 
 
-def _iterate_for_ever(client: Client) -> Iterator[str]:
+def build_path(pid: int | None, subarray: int | None) -> str:
+    """Return the path of the stream with the filters that the server does; None for no such filter. Pure."""
+    filters = {"procedure_id": pid, "subarray": subarray}
+    query = urlencode({name: number for name, number in filters.items() if number is not None})
+    return f"/stream?{query}" if query else "/stream"
+
+
+def _iterate_for_ever(client: Client, path: str) -> Iterator[str]:
     """Yield the data of all events. Raises CliError if the stream cannot be opened at first, or is refused later."""
     last_id, pause, is_first = "", 0.0, True
     while True:
         stream, why = None, "the server ended it"
         try:
-            stream = client.open_stream("/stream", last_id)
+            stream = client.open_stream(path, last_id)
             if not is_first:
                 click.echo("listening again", err=True)
             is_first, pause = False, 0.0

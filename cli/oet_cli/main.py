@@ -19,7 +19,9 @@ DEFAULT_URL = f"http://127.0.0.1:5000/{DEFAULT_NAMESPACE}/oet/api/v{API_MAJOR}"
 """Where `make rest` listens."""
 
 _COMMANDS = {
+    "activity": ("oet_cli.activity", "activity", "Run activities of scheduling blocks, and look at them."),
     "completion": ("oet_cli.completion", "completion", "Print a script that completes `oet` in your shell."),
+    "config": ("oet_cli.config", "config", "Show the settings in force."),
     "listen": ("oet_cli.listen", "listen", "Show what happens, until Ctrl-C."),
     "procedure": ("oet_cli.procedure", "procedure", "Prepare, start, watch and stop scripts."),
 }

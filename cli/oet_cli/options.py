@@ -14,10 +14,12 @@ import click
 
 from oet_cli.arguments import parse_flag, parse_words, split_words
 from oet_cli.completion import complete_file, complete_pid
+from oet_crds.states import Mode
 
 __all__ = [
     "FLAG",
     "ScriptCommand",
+    "build_request",
     "build_script",
     "call_option",
     "flag_option",
@@ -25,7 +27,9 @@ __all__ = [
     "merge_calls",
     "output_option",
     "pid_option",
+    "rehearse_option",
     "print_result",
+    "reason_option",
     "script_argument",
     "take_script",
     "words_argument",
@@ -94,6 +98,17 @@ def pid_option(command: _Command) -> _Command:
     """Add `--pid`."""
     number = click.IntRange(min=1)
     return click.option("--pid", type=number, help="Id of the procedure.", shell_complete=complete_pid)(command)
+
+
+def rehearse_option(command: _Command) -> _Command:
+    """Add `--rehearse`."""
+    about = "Run against a simulated telescope, out of reach of the real one; no subarray is held."
+    return click.option("--rehearse", is_flag=True, help=about)(command)
+
+
+def reason_option(command: _Command) -> _Command:
+    """Add `--reason`."""
+    return click.option("--reason", metavar="TEXT", help="Why; kept in the procedure's timeline.")(command)
 
 
 def output_option(command: _Command) -> _Command:
@@ -195,6 +210,15 @@ def build_script(name: str, git: dict[str, Any]) -> dict[str, Any]:
     if not path.is_file():
         raise click.UsageError(f"There is no script {name} in {os.getcwd()}.")
     return {"script_type": "filesystem", "script_uri": f"file://{path.absolute()}"}
+
+
+def build_request(
+    script: dict[str, Any], init: dict[str, Any], *, rehearse: bool, reason: str | None = None
+) -> dict[str, Any]:
+    """Build the request for a procedure from its script and the arguments of init. Pure."""
+    mode = {"mode": str(Mode.REHEARSAL)} if rehearse else {}
+    why = {} if reason is None else {"reason": reason}
+    return {"script": script, "script_args": {"init": init}, **mode, **why}
 
 
 def _read_standard_input() -> str:

@@ -10,16 +10,20 @@ import click
 
 from oet_cli.arguments import parse_words
 from oet_cli.client import Client
+from oet_cli.events import events
 from oet_cli.exits import EPILOG, CliError, Exit, compute_exit
 from oet_cli.following import Follower, Pauses, ask_patiently, find_newest, is_over, print_entry
 from oet_cli.options import (
     ScriptCommand,
+    build_request,
     build_script,
     flag_option,
     git_options,
     output_option,
     pid_option,
     print_result,
+    reason_option,
+    rehearse_option,
     script_argument,
     take_script,
     words_argument,
@@ -56,10 +60,12 @@ def _choose(client: Client, pid: int | None, verb: str) -> int:
     "--subarray_id", "--subarray-id", type=int, default=1, show_default=True, help="Subarray, handed to init."
 )
 @click.option("--wait", is_flag=True, help="Wait until it is READY.")
+@rehearse_option
 @git_options
+@reason_option
 @output_option
 @click.pass_obj
-def create(server_url: str, /, words: tuple[str, ...], subarray_id: int, wait: bool, output: str, **git: Any) -> None:
+def create(server_url: str, /, words: tuple[str, ...], subarray_id: int, wait: bool, output: str, **how: Any) -> None:
     """Prepare SCRIPT and hold it READY; ARGS and --KEY=VALUE go to its init.
 
     SCRIPT is a path, file://..., git://..., or - for a script on standard input. A VALUE that is a Python literal is one (1, 2.5,
@@ -68,7 +74,8 @@ def create(server_url: str, /, words: tuple[str, ...], subarray_id: int, wait: b
     client = Client(server_url)
     script, args, kwargs = take_script(words)
     init = {"args": args, "kwargs": {**kwargs, SUBARRAY_KEY: subarray_id}}
-    created = client.create({"script": build_script(script, git), "script_args": {"init": init}})
+    rehearse, reason = how.pop("rehearse"), how.pop("reason")
+    created = client.create(build_request(build_script(script, how), init, rehearse=rehearse, reason=reason))
     if wait:
         created = _wait_for(client, created, State.READY, None)
     print_result(created, output, lambda one: render_list([one]))
@@ -88,9 +95,10 @@ def list_(server_url: str, pid: int | None, output: str) -> None:
 @words_argument
 @pid_option
 @flag_option("listen", "Show what it does until it has ended.", default=True)
+@reason_option
 @output_option
 @click.pass_obj
-def start(server_url: str, words: tuple[str, ...], pid: int | None, listen: bool, output: str) -> int:
+def start(server_url: str, /, words: tuple[str, ...], pid: int | None, listen: bool, **how: Any) -> int:
     """Start a READY procedure, the last one created if no --pid is given; ARGS and --KEY=VALUE go to its main.
 
     Then shows what the procedure does until it has ended; the exit code tells how. With --listen=False it returns at once.
@@ -100,8 +108,8 @@ def start(server_url: str, words: tuple[str, ...], pid: int | None, listen: bool
     # What was there before the start is known: nothing that comes after it can be missed, and nothing older is shown.
     after = find_newest(client, pid) if listen else 0
     args, kwargs = parse_words(words)
-    started = client.start(pid, {"args": args, "kwargs": kwargs})
-    screen = Screen()
+    started = client.start(pid, {"args": args, "kwargs": kwargs}, how["reason"])
+    screen, output = Screen(), how["output"]
     try:
         print_result(started, output, lambda one: render_list([one]))
         return _show_events(Follower(client, pid, screen, after), screen, output) if listen else Exit.OK
@@ -137,8 +145,9 @@ def _choose_ready(client: Client) -> int:
 @procedure.command(cls=ScriptCommand)
 @pid_option
 @flag_option("run_abort", "Run the abort script on its subarray afterwards.", default=True)
+@reason_option
 @click.pass_obj
-def stop(server_url: str, pid: int | None, run_abort: bool) -> None:
+def stop(server_url: str, pid: int | None, run_abort: bool, reason: str | None) -> None:
     """Stop a procedure, the one that runs if no --pid is given. Answers when it is certain."""
     client = Client(server_url)
     if pid is None:
@@ -150,7 +159,7 @@ def stop(server_url: str, pid: int | None, run_abort: bool) -> None:
             raise CliError(text, Exit.USAGE)
         pid = running[0]
     try:
-        click.echo(client.stop(pid, abort=run_abort))
+        click.echo(client.stop(pid, abort=run_abort, reason=reason))
     except KeyboardInterrupt:
         text = f"\nThe stop stays in force if it reached the server. See: oet procedure wait --pid={pid}"
         click.echo(text, err=True)
@@ -273,4 +282,5 @@ def _is_reached(found: dict[str, Any], wanted: State | None) -> bool:
     return False
 
 
+procedure.add_command(events)
 procedure.add_command(run)

@@ -14,10 +14,13 @@ from oet_cli.exits import EPILOG, CliError, Exit
 from oet_cli.following import Follower, ask_patiently, is_over, print_entry
 from oet_cli.options import (
     ScriptCommand,
+    build_request,
     build_script,
     call_option,
     git_options,
     merge_calls,
+    reason_option,
+    rehearse_option,
     script_argument,
     take_script,
 )
@@ -33,9 +36,11 @@ __all__ = ["run"]
 @click.option("--subarray_id", "--subarray-id", type=int, help="Subarray, handed to init.")
 @call_option("init")
 @call_option("main")
+@rehearse_option
 @git_options
+@reason_option
 @click.pass_obj
-def run(server_url: str, /, words: tuple[str, ...], subarray_id: int | None, init: Any, main: Any, **git: Any) -> int:
+def run(server_url: str, /, words: tuple[str, ...], subarray_id: int | None, init: Any, main: Any, **how: Any) -> int:
     """Prepare SCRIPT, start it, and show what it does until it has ended; ARGS and --KEY=VALUE go to its main.
 
     SCRIPT is a path, file://..., git://..., or - for a script on standard input. Arguments of init are given with --init;
@@ -47,7 +52,8 @@ def run(server_url: str, /, words: tuple[str, ...], subarray_id: int | None, ini
     client, screen = Client(server_url), Screen()
     script, args, kwargs = take_script(words)
     init = merge_calls(init, [], {} if subarray_id is None else {SUBARRAY_KEY: subarray_id})
-    request = {"script": build_script(script, git), "script_args": {"init": init}}
+    rehearse, reason = how.pop("rehearse"), how.pop("reason")
+    request = build_request(build_script(script, how), init, rehearse=rehearse, reason=reason)
     with _interrupted_by_termination():
         pid = _create(client, request)
         follower = Follower(client, pid, screen)

@@ -12,9 +12,12 @@ from typing import Any
 from oet_cli.texts import describe_script
 from oet_crds.states import State
 
-__all__ = ["build_table", "render_description", "render_list"]
+__all__ = ["build_table", "render_activities", "render_activity", "render_description", "render_list"]
 
 FOOTER = " For more details:- oet procedure describe --pid=<id>"
+
+ACTIVITY_FOOTER = """ For details on activity:- oet activity describe --aid=<ID>
+ For details on script execution:- oet procedure describe --pid=<Procedure ID>"""
 
 HEADER_PADDING = 2
 """Characters that a column is wider than its header, at least."""
@@ -53,7 +56,7 @@ def render_description(procedure: Mapping[str, Any]) -> str:
     """Return all that is known of a procedure, in sections with a blank line between them."""
     identity = [procedure["id"], describe_script(procedure["script"]), procedure.get("uri", "")]
     sections = [build_table(["ID", "Script", "URI"], [identity])]
-    extra = {name: procedure.get(name) for name in ("subarray", "reason", "message")}
+    extra = {name: procedure.get(name) for name in ("mode", "purpose", "subarray", "reason", "message")}
     known = {name.capitalize(): value for name, value in extra.items() if value is not None}
     if known:
         sections.append(build_table(list(known), [list(known.values())]))
@@ -64,11 +67,43 @@ def render_description(procedure: Mapping[str, Any]) -> str:
     sections.append(build_table(["Index", "Method", "Arguments", "Keyword Arguments"], rows))
     git = procedure["script"].get("git_args")
     if git:
-        place = [git.get(f"git_{key}") or "" for key in ("repo", "branch", "commit")]
+        # The commit that was fetched says more than the one that was asked for, which may be its beginning.
+        commit = procedure.get("commit") or git.get("git_commit") or ""
+        place = [git.get("git_repo") or "", git.get("git_branch") or "", commit]
         sections.append(build_table(["Repository", "Branch", "Commit"], [place]))
     stacktrace = procedure["history"].get("stacktrace")
     if stacktrace:
         sections.append(f"Stack Trace:\n------------\n{stacktrace.rstrip()}")
+    return "\n\n".join(sections)
+
+
+def render_activities(activities: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of activities; times are UTC."""
+    rows = []
+    for one in activities:
+        states = one["activity_states"]
+        created = _describe_time(states[0][1]) if states else ""
+        rows.append([one["id"], one["activity_name"], one["sbd_id"], created, one["procedure_id"], one["state"]])
+    table = build_table(["ID", "Activity", "SB ID", "Creation Time", "Procedure ID", "State"], rows)
+    return f"{table}\n{ACTIVITY_FOOTER}" if rows else table
+
+
+def render_activity(activity: Mapping[str, Any]) -> str:
+    """Return all that is known of an activity, in sections with a blank line between them."""
+    identity = [activity[name] for name in ("id", "activity_name", "sbd_id", "procedure_id", "state")]
+    more = {"URI": activity.get("uri", ""), "Prepare Only": activity["prepare_only"], "SBI ID": activity.get("sbi_id")}
+    extra = {name.capitalize(): activity[name] for name in ("mode", "message") if activity.get(name)}
+    calls = activity.get("script_args", {}).items()
+    args = [[name, call.get("args", []), call.get("kwargs", {})] for name, call in calls]
+    states = [[_describe_time(at, precise=True), name] for name, at in activity["activity_states"]]
+    arguments = build_table(["Method", "Arguments", "Keyword Arguments"], args)
+    sections = [
+        build_table(["ID", "Activity", "SB ID", "Procedure ID", "State"], [identity]),
+        build_table(list(more), [list(more.values())]),
+        *([build_table(list(extra), [list(extra.values())])] if extra else []),
+        build_table(["Time", "State"], states),
+        f"Script Arguments\n----------------\n{arguments}",
+    ]
     return "\n\n".join(sections)
 
 

@@ -57,6 +57,11 @@ def _describe_stopped(event: Event) -> str:
     return f"Procedure stopped; procedure {result[0]['id']} ran the abort script" if result else "Procedure stopped"
 
 
+def _describe_alarm(event: Event) -> str:
+    severity = event["severity"]
+    return f"{severity} of procedure {event['msg_src']}: {str(event['message']).removeprefix(f'{severity}: ')}"
+
+
 def _text(template: str) -> Describe:
     """Build a line from the fields of the event itself."""
     return lambda event: template.format_map(event)
@@ -66,6 +71,14 @@ _LINES: dict[str, Describe] = {
     Topic.REQUEST_CREATE: _describe_create,
     Topic.REQUEST_START: lambda event: f"User request: start execution of process #{event['cmd']['process_uid']}",
     Topic.REQUEST_STOP: _describe_stop,
+    Topic.REQUEST_ACTIVITY_RUN: _text("User request: run activity {cmd[activity_name]} of SB {cmd[sbd_id]}"),
+    Topic.ACTIVITY_RUNNING: _text(
+        "Activity {result[id]} ({result[activity_name]} of SB {result[sbd_id]}) is carried out by procedure "
+        "#{result[procedure_id]}"
+    ),
+    Topic.SB_STARTED: _text("Observation for SB {sbi_id} started"),
+    Topic.SB_SUCCEEDED: _text("Observation for SB {sbi_id} complete"),
+    Topic.SB_FAILED: _text("Observation for SB {sbi_id} failed"),
     Topic.CREATED: _describe_created,
     Topic.STARTED: _result("started execution"),
     Topic.STOPPED: _describe_stopped,
@@ -73,15 +86,16 @@ _LINES: dict[str, Describe] = {
     Topic.FAILED: _result("execution failed"),
     Topic.STATE_CHANGE: _text("Procedure {msg_src} is {new_state}"),
     Topic.STACKTRACE: lambda event: f"Procedure {event['msg_src']} failed:\n{str(event['stacktrace']).rstrip()}",
+    Topic.ABORT_FAILED: _describe_alarm,
+    Topic.ARMING_FAILED: _describe_alarm,
     Topic.ANNOUNCE: _text("Script message: {msg}"),
     Topic.PROGRESS: lambda event: f"Progress: {float(event['fraction']):.0%} {event['text']}".rstrip(),
     # Topics of the observing scripts and of older servers, which OET itself does not publish.
     "request.procedure.list": _text("User request to list all the procedures is received"),
     "procedure.pool.list": _text("Enumerating current procedures and status"),
     "sb.lifecycle.allocated": _text("Resources allocated using SB {sb_id}"),
-    "sb.lifecycle.started": _text("Observation for SB {sbi_id} started"),
-    "sb.lifecycle.finished.succeeded": _text("Observation for SB {sbi_id} complete"),
-    "sb.lifecycle.finished.failed": _text("Observation for SB {sbi_id} failed"),
+    "request.activity.list": _text("User request to list all the activities is received"),
+    "activity.pool.list": _text("Enumerating current activities and status"),
     "sb.lifecycle.observation.started": _text("Observation for SB {sb_id} started"),
     "sb.lifecycle.observation.finished.succeeded": _text("Observation for SB {sb_id} complete"),
     "sb.lifecycle.observation.finished.failed": _text("Observation for SB {sb_id} failed"),
@@ -100,13 +114,24 @@ _LINES: dict[str, Describe] = {
 }
 
 
+_REQUEST = "request."
+
+
+def _describe_origin(event: Event) -> str:
+    """Return who asked and why, in brackets; empty where neither is known."""
+    user, reason = event.get("user"), event.get("reason")
+    words = [f"by {user}"] if user else []
+    words += [f"because: {' '.join(str(reason).split())}"] if reason else []
+    return f" ({', '.join(words)})" if words else ""
+
+
 def describe_event(event: Event) -> str:
     """Return an event in words. One of an unknown topic, or of an unusual shape, is shown as it came: none is lost."""
     topic = str(event.get("topic"))
     describe = _LINES.get(topic)
     if describe is not None:
         try:
-            return describe(event)
+            return describe(event) + (_describe_origin(event) if topic.startswith(_REQUEST) else "")
         except (KeyError, TypeError, ValueError, AttributeError, IndexError):
             pass
     fields = {key: value for key, value in event.items() if key != "topic"}

@@ -102,6 +102,13 @@ def test_create_hands_words_to_init(oet: Any, server: Any, words: list[str], ini
     assert done.out.splitlines()[2].split()[:2] == ["1", "file:///a.py"]
 
 
+@pytest.mark.parametrize("command", ["create", "run"])
+def test_rehearse_asks_for_a_rehearsal(oet: Any, server: Any, command: str) -> None:
+    server.play("POST /procedures/", server.Answer({"detail": "no"}, 409))
+    assert oet("procedure", command, "file:///a.py", "--rehearse").code != 0
+    assert server.asked[0].body["mode"] == "Rehearsal"
+
+
 def test_create_from_a_path_sends_it_whole(
     oet: Any, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -634,3 +641,222 @@ def test_listen_ends_well_with_ctrl_c(oet: Any, server: Any, monkeypatch: pytest
     server.play("GET /stream", server.Answer(pieces=(HI,)))
     done = oet("listen")
     assert (done.code, done.out) == (0, "- Script message: hi\n")
+
+
+# ---- who and why -----------------------------------------------------------------------------------------------------
+
+
+def test_reason_is_sent_with_what_it_is_for_and_never_without(oet: Any, server: Any) -> None:
+    server.play("POST /procedures/", _procedure())
+    server.play("PUT /procedures/1", _procedure(), {"abort_message": "done"}, {"abort_message": "done"})
+    assert oet("procedure", "create", "file:///a.py", "--reason=first light").code == 0
+    assert oet("procedure", "start", "--pid=1", "--listen=False", "--reason", "now").code == 0
+    assert oet("procedure", "stop", "--pid=1", "--reason=wind").code == 0
+    assert oet("procedure", "stop", "--pid=1").code == 0
+    assert [one.body.get("reason") for one in server.asked] == ["first light", "now", "wind", None]
+    assert "reason" not in server.asked[-1].body
+
+
+STOP = {"cmd": {"process_uid": 1, "run_abort": False}, "user": "alice", "reason": "wind"}
+
+
+def test_events_show_what_happened_and_who_asked_for_it(oet: Any, server: Any) -> None:
+    page = [_state(1, "RUNNING"), _line(2, "hi"), _entry(3, "action", "request.procedure.stop", **STOP)]
+    page.append(_entry(4, "log", "script.log.dropped", dropped=7))
+    server.play("GET /procedures/1/events", page, [])
+    done = oet("procedure", "events", "--pid=1")
+    assert done.code == 0, done.err
+    assert done.out.splitlines() == [
+        "1970-01-01 00:00:01.000000  state    Procedure 1 is RUNNING",
+        "1970-01-01 00:00:01.000000  log      hi",
+        "1970-01-01 00:00:01.000000  action   User request: stop procedure #1 with no abort (by alice, because: wind)",
+        "1970-01-01 00:00:01.000000  log      7 printed lines were dropped",
+    ]
+
+
+def test_events_of_one_kind_are_asked_for_as_json(oet: Any, server: Any) -> None:
+    server.play("GET /procedures/", [_procedure(1), _procedure(2)])
+    server.play("GET /procedures/2/events", [_state(1, "RUNNING")], [])
+    done = oet("procedure", "events", "--kind=state", "-o", "json")
+    assert [one["payload"]["new_state"] for one in json.loads(done.out)] == ["RUNNING"]
+    assert [one.query["kind"] for one in server.asked[1:]] == ["state", "state"]
+
+
+def test_followed_events_end_with_the_procedure(oet: Any, server: Any) -> None:
+    server.play("GET /procedures/1/events", [_state(1, "RUNNING")], [], [_line(2, "hi"), _state(3, "COMPLETE")])
+    done = oet("procedure", "events", "--pid=1", "-f", "--kind=state")
+    assert [line.split()[-1] for line in done.out.splitlines()] == ["RUNNING", "COMPLETE"]
+    assert oet("procedure", "events", "-f", "-o", "json").code == Exit.USAGE
+
+
+def test_events_without_any_procedure_say_so(oet: Any, server: Any) -> None:
+    server.play("GET /procedures/", [])
+    done = oet("procedure", "events")
+    assert (done.code, done.err.strip().endswith("No procedures to show")) == (Exit.USAGE, True)
+
+
+# ---- activities ------------------------------------------------------------------------------------------------------
+
+
+def _activity(number: int = 1, state: str = "REQUESTED", **more: Any) -> dict[str, Any]:
+    return {
+        "id": number,
+        "pid": number,
+        "procedure_id": number,
+        "sbd_id": "sbd-1",
+        "activity_name": "observe",
+        "prepare_only": False,
+        "script_args": {"init": NO_CALL, "main": {"args": [7], "kwargs": {"sbi_id": "sbi-1"}}},
+        "activity_states": [["REQUESTED", 1.0]],
+        "state": state,
+        "sbi_id": "sbi-1",
+        "uri": f"http://localhost/activities/{number}",
+        **more,
+    }
+
+
+@pytest.mark.parametrize(
+    ("words", "body"),
+    [
+        pytest.param([], {"prepare_only": False, "create_env": False}, id="usual"),
+        pytest.param(
+            ["--prepare-only=True", "--create_env", '--script-args={"init": {"kwargs": {"a": 1}}}', "--reason=first"],
+            {
+                "prepare_only": True,
+                "create_env": True,
+                "script_args": {"init": {"kwargs": {"a": 1}}},
+                "reason": "first",
+            },
+            id="everything",
+        ),
+        pytest.param(
+            ["--rehearse", "--prepare_only"],
+            {"prepare_only": True, "create_env": False, "mode": "Rehearsal"},
+            id="rehearsal",
+        ),
+    ],
+)
+def test_activity_is_asked_for_as_it_was_said(oet: Any, server: Any, words: list[str], body: dict[str, Any]) -> None:
+    server.play("POST /activities/", _activity())
+    done = oet("activity", "run", "observe", "sbd-1", "--listen=False", *words)
+    assert done.code == 0, done.err
+    assert server.asked[0].body == {"activity_name": "observe", "sbd_id": "sbd-1", **body}
+    header, _, row, *footer = done.out.splitlines()
+    assert header.split() == ["ID", "Activity", "SB", "ID", "Creation", "Time", "Procedure", "ID", "State"]
+    assert row.split() == ["1", "observe", "sbd-1", "1970-01-01", "00:00:01", "1", "REQUESTED"]
+    assert footer == [
+        " For details on activity:- oet activity describe --aid=<ID>",
+        " For details on script execution:- oet procedure describe --pid=<Procedure ID>",
+    ]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", "7"])
+def test_script_args_that_are_no_object_are_a_usage_error(oet: Any, server: Any, text: str) -> None:
+    done = oet("activity", "run", "observe", "sbd-1", f"--script-args={text}")
+    assert (done.code, server.asked) == (Exit.USAGE, [])
+
+
+def test_activity_is_shown_until_its_end_which_is_the_exit_code(oet: Any, server: Any) -> None:
+    running = _procedure(1, "RUNNING", "READY")
+    server.play("POST /activities/", _activity())
+    server.play(
+        "GET /procedures/1/events", [_state(1, "READY")], [_state(2, "RUNNING"), _line(3, "hi")], [_state(4, "FAILED")]
+    )
+    server.play("GET /procedures/1", running, _procedure(1, "FAILED", "READY", "RUNNING", message="broken"))
+    done = oet("activity", "run", "observe", "sbd-1")
+    assert done.code == 1
+    assert "- Procedure 1 is RUNNING\nhi\n" in done.out
+    assert "Procedure 1 is FAILED: broken" in done.err
+
+
+def test_activity_that_is_only_prepared_is_followed_until_it_is(oet: Any, server: Any) -> None:
+    server.play("POST /activities/", _activity(prepare_only=True))
+    server.play("GET /procedures/1/events", [_state(1, "LOADING")], [_state(2, "READY")])
+    done = oet("activity", "run", "observe", "sbd-1", "--prepare-only=True")
+    assert (done.code, done.out.splitlines()[-1]) == (0, "- Procedure 1 is READY")
+
+
+def test_refused_start_of_an_activity_is_told_and_not_waited_on(oet: Any, server: Any) -> None:
+    server.play("POST /activities/", _activity())
+    server.play("GET /procedures/1/events", [_state(1, "READY")])
+    server.play("GET /procedures/1", _procedure(1, "READY"))
+    server.play("GET /activities/1", _activity(), _activity(state="PREPARED", message="PID #9 is RUNNING"))
+    done = oet("activity", "run", "observe", "sbd-1")
+    assert done.code == Exit.REFUSED
+    assert "PID #9 is RUNNING" in done.err
+    assert "oet procedure start --pid=1" in done.err
+
+
+def test_activity_that_was_over_before_it_was_looked_at_is_followed_to_its_end(oet: Any, server: Any) -> None:
+    server.play("POST /activities/", _activity())
+    server.play(
+        "GET /procedures/1/events",
+        [_state(1, "READY"), _state(2, "RUNNING"), _state(3, "READY")],
+        [_state(4, "COMPLETE")],
+    )
+    server.play("GET /procedures/1", _procedure(1, "READY", "READY", "RUNNING"))
+    server.play("GET /procedures/1", _procedure(1, "READY", "RUNNING"), _procedure(1, "COMPLETE", "RUNNING"))
+    assert oet("activity", "run", "observe", "sbd-1").code == 0
+
+
+def test_activities_are_listed_and_one_by_its_id(oet: Any, server: Any) -> None:
+    server.play("GET /activities/", [_activity(1), _activity(2)])
+    server.play("GET /activities/2", _activity(2))
+    assert len(oet("activity", "list").out.splitlines()) == 6
+    assert [one["id"] for one in json.loads(oet("activity", "list", "--aid=2", "-o", "json").out)] == [2]
+    server.play("GET /activities/", [])
+    assert len(oet("activity", "list").out.splitlines()) == 2
+
+
+def test_activity_is_described_the_last_one_unless_it_is_named(oet: Any, server: Any) -> None:
+    server.play("GET /activities/", [_activity(1), _activity(2, "PREPARED", message="refused", mode="Rehearsal")])
+    server.play("GET /activities/1", _activity(1))
+    shown = oet("activity", "describe").out
+    sections = [section.splitlines() for section in shown.split("\n\n")]
+    assert sections[0][0].split() == ["ID", "Activity", "SB", "ID", "Procedure", "ID", "State"]
+    assert sections[0][2].split() == ["2", "observe", "sbd-1", "2", "PREPARED"]
+    assert sections[1][0].split() == ["URI", "Prepare", "Only", "SBI", "ID"]
+    assert sections[2][2].split() == ["Rehearsal", "refused"]
+    assert sections[3][0].split() == ["Time", "State"]
+    assert sections[4][0] == "Script Arguments"
+    assert sections[4][2].split() == ["Method", "Arguments", "Keyword", "Arguments"]
+    assert "refused" not in oet("activity", "describe", "--aid=1").out
+
+
+def test_no_activity_cannot_be_described(oet: Any, server: Any) -> None:
+    server.play("GET /activities/", [])
+    done = oet("activity", "describe")
+    assert (done.code, done.err.strip().endswith("No activities to describe")) == (Exit.USAGE, True)
+
+
+def test_server_that_answers_something_else_for_activities_is_a_stranger(oet: Any, server: Any) -> None:
+    server.play("GET /activities/", [{"id": 1}])
+    assert oet("activity", "list").code == Exit.UNREACHABLE
+
+
+@pytest.mark.parametrize(
+    ("words", "query"),
+    [
+        ([], {}),
+        (["--pid=7"], {"procedure_id": "7"}),
+        (["--subarray=2"], {"subarray": "2"}),
+        (["--pid=7", "--subarray=0"], {"procedure_id": "7", "subarray": "0"}),
+    ],
+)
+def test_listener_asks_the_server_for_what_it_wants(
+    oet: Any, server: Any, words: list[str], query: dict[str, str]
+) -> None:
+    server.play("GET /stream", server.Answer({"detail": "enough"}, 403))
+    assert oet("listen", *words).code == Exit.REFUSED
+    assert server.asked[0].query == query
+
+
+def test_abort_that_failed_has_an_exit_code_of_its_own(oet: Any, server: Any) -> None:
+    body = {
+        "detail": "ALARM: Script with ID 1 is stopped, but the abort script (ID 2) ended FAILED",
+        "severity": "ALARM",
+    }
+    server.play("PUT /procedures/1", server.Answer(body, 409))
+    done = oet("procedure", "stop", "--pid=1")
+    assert (done.code, done.out) == (8, "")
+    assert "ALARM: Script with ID 1 is stopped" in done.err

@@ -284,6 +284,14 @@ RESULT = {"id": 3, "script": {"script_type": "inline"}, "script_args": {"init": 
             "SB s: scan 2 configuration complete",
         ),
         ({"topic": Topic.STOPPED, "result": []}, "Procedure stopped"),
+        (
+            {"topic": Topic.ABORT_FAILED, "msg_src": "3", "severity": "ALARM", "message": "ALARM: it refused"},
+            "ALARM of procedure 3: it refused",
+        ),
+        (
+            {"topic": Topic.ARMING_FAILED, "msg_src": "4", "severity": "WARNING", "message": "none is held"},
+            "WARNING of procedure 4: none is held",
+        ),
         ({"topic": Topic.STOPPED, "result": [RESULT]}, "Procedure stopped; procedure 3 ran the abort script"),
         ({"topic": Topic.STACKTRACE, "msg_src": "3", "stacktrace": "T\n"}, "Procedure 3 failed:\nT"),
         ({"topic": Topic.PROGRESS, "fraction": 0.5, "text": ""}, "Progress: 50%"),
