@@ -62,6 +62,10 @@ def parse_lock(text: str) -> list[LockEntry]:
 def get_roots(project: Mapping[str, Any], names: Iterable[str]) -> set[str]:
     """Return the packages that a pyproject.toml asks for: those of its extras, or of its build system.
 
+    Args:
+        project: What pyproject.toml says.
+        names: Extras, each with what OET itself needs; one that begins with + without that: for environments that OET is not in.
+
     Raises:
         KeyError: There is no such extra.
     """
@@ -69,6 +73,8 @@ def get_roots(project: Mapping[str, Any], names: Iterable[str]) -> set[str]:
     for name in names:
         if name == BUILD_SYSTEM:
             wanted += project["build-system"]["requires"]
+        elif name.startswith("+"):
+            wanted += project["project"]["optional-dependencies"][name[1:]]
         else:
             wanted += project["project"]["dependencies"] + project["project"]["optional-dependencies"][name]
     return {normalize(match.group()) for match in map(_NAME.match, wanted) if match}
@@ -80,13 +86,16 @@ def select_entries(entries: Iterable[LockEntry], roots: Iterable[str]) -> list[L
     Raises:
         KeyError: The lock lacks one of the packages.
     """
-    known = {entry.name: entry for entry in entries}
+    # A package is there more than once when its version depends on that of Python.
+    known = list(entries)
     chosen: set[str] = set()
-    fresh = {known[root].name for root in roots}
+    fresh = set(roots)
+    if missing := fresh - {entry.name for entry in known}:
+        raise KeyError(*sorted(missing))
     while fresh:
         chosen |= fresh
-        fresh = {entry.name for entry in known.values() if entry.wanted_by & fresh} - chosen
-    return [entry for entry in known.values() if entry.name in chosen]
+        fresh = {entry.name for entry in known if entry.wanted_by & fresh} - chosen
+    return [entry for entry in known if entry.name in chosen]
 
 
 def _find_imports(source: str) -> Iterator[str]:

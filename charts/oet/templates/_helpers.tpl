@@ -73,6 +73,17 @@ helm.sh/chart: {{ printf "%s-%s" (index . 0).Chart.Name (index . 0).Chart.Versio
 {{- toJson $env -}}
 {{- end }}
 
+{{/* Where the archive of scheduling blocks is, as JSON of environment variables without the password. */}}
+{{- define "oet.odaEnv" -}}
+{{- $env := dict "ODA_BACKEND_TYPE" .Values.oda.backend -}}
+{{- if eq .Values.oda.backend "postgres" -}}
+{{- $postgres := .Values.oda.postgres -}}
+{{- $host := required "oda.backend is postgres: oda.postgres.host must name the server" $postgres.host -}}
+{{- $env = dict "ODA_BACKEND_TYPE" "postgres" "POSTGRES_HOST" $host "POSTGRES_PORT" (include "oet.text" $postgres.port) "POSTGRES_DB_NAME" $postgres.database "ADMIN_POSTGRES_USER" $postgres.user -}}
+{{- end -}}
+{{- toJson $env -}}
+{{- end }}
+
 {{/* What Pod Security calls restricted, and a little more. */}}
 {{- define "oet.podSecurity" -}}
 runAsNonRoot: true
@@ -89,7 +100,34 @@ capabilities: {drop: [ALL]}
 {{- end }}
 
 {{- define "oet.tangoHost" -}}
+{{- if .Values.simulation.enabled -}}
+{{- printf "%s-telescope.%s.svc:10000" (include "oet.fullname" .) .Release.Namespace -}}
+{{- else -}}
 {{- .Values.tangoHost | default (get (.Values.global | default dict) "tango_host") -}}
+{{- end -}}
+{{- end }}
+
+{{/* Whether the API keeps a lasting timeline: runners then post to it what their scripts say. Empty for no. */}}
+{{- define "oet.hasTimeline" -}}
+{{- $timeline := .Values.timeline -}}
+{{- if or $timeline.database.existingSecret $timeline.database.url $timeline.persistence.enabled }}yes{{ end -}}
+{{- end }}
+
+{{/* The claim with the file of SQLite. */}}
+{{- define "oet.timelineClaim" -}}
+{{- .Values.timeline.persistence.existingClaim | default (printf "%s-timeline" (include "oet.fullname" .)) -}}
+{{- end }}
+
+{{/* Whether runners post what happened to the API, instead of that it reads it from the Pods' logs. Empty for no. */}}
+{{- define "oet.hasIngest" -}}
+{{- if and (include "oet.hasTimeline" .) .Values.timeline.ingest.enabled }}yes{{ end -}}
+{{- end }}
+
+{{/* Where they post: the API's Service, which is in the same namespace as their Pods. */}}
+{{- define "oet.timelineUrl" -}}
+{{- if include "oet.hasIngest" . -}}
+{{- .Values.timeline.ingest.url | default (printf "http://%s-api.%s.svc:5001" (include "oet.fullname" .) .Release.Namespace) -}}
+{{- end -}}
 {{- end }}
 
 {{/* Where Pods of a component may run. Takes a list: root, component. */}}
@@ -121,5 +159,15 @@ topologySpreadConstraints:
 
 {{/* The fields of status that are the operator's: all of the resource's but `runner`. */}}
 {{- define "oet.operatorStatusFields" -}}
-state procedureId history podName grant refusal reason message conditions observedGeneration resolved stacktrace abort
+state procedureId script subarray history podName grant refusal reason message conditions observedGeneration resolved stacktrace abort
+{{- end }}
+
+{{/* A rule of egress for script Pods: to the port on which the API takes entries. */}}
+{{- define "oet.egressToEntries" -}}
+{{- if include "oet.hasIngest" . -}}
+- ports: [{port: 5001, protocol: TCP}]
+  to:
+    - podSelector:
+        matchLabels: {{- include "oet.selector" (list . "api") | nindent 10 }}
+{{- end -}}
 {{- end }}
