@@ -7,6 +7,7 @@ build/bench.json.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -15,14 +16,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "tests" / "support"))
-from oet_support import Client, Stream, find_descendants, running_server  # noqa: E402
+from oet_support import Client, Server, Stream, find_descendants, running_server, wait_until  # noqa: E402
 
 ROUNDS = int(os.environ.get("OET_BENCH_ROUNDS", "100"))
 """Repetitions of a measurement: enough for a 95th percentile, few enough for a run of about two minutes."""
@@ -37,6 +38,15 @@ def main(*args, **kwargs):
     oet.announce(str(begun))
     while True:
         time.sleep(0.01)
+"""
+
+ABORT = """\
+import time
+import oet
+def init(subarray_id):
+    pass
+def main():
+    oet.announce(str(time.monotonic()))
 """
 
 FIRST_LINE = "import time, sys; sys.stdout.write(str(time.monotonic()))"
@@ -100,6 +110,39 @@ def measure_lifecycle(port: int) -> tuple[list[float], list[float], list[float]]
         time.sleep(0.15)  # A person's pace: the engine replaces the used spare meanwhile.
     stream.close()
     return submits, starts, stops
+
+
+def measure_aborts(server: Server, is_prearmed: bool) -> list[float]:
+    """Time stop with abort, from the request to the first line of the abort script's main, over REST."""
+    client, samples, path = Client(server.port), [], "/procedures/?armed=true&state=READY"
+    for _ in range(ROUNDS):
+        procedure = client.prepare(SCRIPT)
+        client.start(procedure)
+        client.wait_for(procedure, "RUNNING")
+        if is_prearmed:
+            wait_until(lambda: [one for one in client.ask("GET", path) if "purpose" in one], 60, "no abort is armed")
+        else:
+            time.sleep(0.15)  # A person's pace: the engine replaces the used spare meanwhile.
+        begun = time.monotonic()
+        client.ask("PUT", f"/procedures/{procedure}", {"state": "STOPPED", "abort": True})
+        aborter = client.get(procedure)["aborted_by"]
+        said = [one["payload"] for one in client.ask("GET", f"/procedures/{aborter}/events?kind=message")]
+        samples.append((float(said[0]["msg"]) - begun) * 1e3)
+    client.close()
+    return samples
+
+
+def summarise_aborts() -> Iterator[Figure]:
+    """Measure aborts on servers of their own, with abort scripts held READY and without."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "abort.py").write_text(ABORT)
+        for word, is_prearmed in (("", False), (", held READY", True)):
+            environ = {"SCRIPTS_LOCATION": folder, "OET_PREARM_ABORT": str(is_prearmed)}
+            with running_server(**environ) as server:
+                samples = sorted(measure_aborts(server, is_prearmed))
+            p99 = samples[int(len(samples) * 0.99)]
+            name = f"stop+abort -> first line of abort's main{word} (p99 {p99:.1f} ms)"
+            yield summarise(name, samples, goal="p99 <= 1000 ms" if is_prearmed else "")
 
 
 def measure_requests(port: int, path: str, seconds: float = 3.0) -> list[float]:
@@ -195,15 +238,23 @@ def collect() -> Iterator[Figure]:
         p99 = crowded[int(len(crowded) * 0.99)]
         name = f"GET /procedures/, 64 prepared, 200 streams (p99 {p99:.1f} ms)"
         yield summarise(name, crowded, goal="p99 < 50 ms", **rival)
+    yield from summarise_aborts()
     yield from measure_memory()
     yield summarise("oet --help", measure_help(), rival="python3 -c pass", rival_p50=end)
 
 
+PARTS: dict[str, Callable[[], Iterator[Figure]]] = {"aborts": summarise_aborts}
+"""What can be measured by itself."""
+
+
 def main() -> None:
     """Print the table and write build/bench.json."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=PARTS, help="only this part")
+    part = parser.parse_args().only
     figures = []
     print(f"{'milliseconds unless said':62} {'p50':>8} {'p95':>8}  {'of rival':>8}  goal", flush=True)
-    for figure in collect():
+    for figure in PARTS[part]() if part else collect():
         figures.append(figure)
         print(f"{figure.name:62} {figure.p50:8.2f} {figure.p95:8.2f}  {figure.ratio:>8}  {figure.goal}", flush=True)
     build = ROOT / "build"

@@ -16,8 +16,10 @@ from typing import Any
 
 import click
 from falcon.testing import TestClient
-from generate_chart import build_values_schema
+from generate_chart import build_values_schema, resolve_reference
 from generate_ini import build_ini
+from generate_metrics import METRICS_HEAD, list_api_metrics, list_operator_metrics
+from generate_reference import build_crd_page, build_events_page, build_news_page, build_rest_page
 
 from oet_api.app import create_app
 from oet_api.services import compute_base
@@ -91,6 +93,8 @@ def describe_bounds(schema: dict[str, Any]) -> str:
         "maximum": "at most {}",
         "pattern": "like `{}`",
     }
+    if "enum" in schema:
+        return " or ".join(f"`{word}`" for word in schema["enum"])
     bounds = [text.format(schema[key]) for key, text in words.items() if key in schema]
     return ", ".join([schema["type"], *bounds])
 
@@ -100,18 +104,34 @@ def build_settings_page() -> str:
     lines = [
         NOTE,
         "# Settings\n",
-        "Order of authority: environment variable, the file that `OET_CONFIG` names, `oet.ini` in the home folder, the `oet.ini`",
-        "that ships with OET. An unknown section or key is an error, because a misspelt limit is a limit that is not there.\n",
+        "Order of authority, for each key by itself: environment variable, the file that `OET_CONFIG` names, `oet.ini` in the",
+        "home folder, the `oet.ini` in the root of the installation, the default. An unknown section or key is an error,",
+        "because a misspelt limit is a limit that is not there. `oet config show` prints what is in force, and why.\n",
     ]
     for name, field in Settings.model_fields.items():
         section = field.annotation
         assert isinstance(section, type)
         lines.append(f"## [{name}]\n")
         rows = []
-        for key, schema in section.model_json_schema()["properties"].items():
+        whole = section.model_json_schema()
+        for key, about in whole["properties"].items():
+            schema = resolve_reference(about, whole)
             default = f"`{schema['default']}`" if schema["default"] != "" else "(empty)"
             rows.append([f"`{key}`", default, describe_bounds(schema), f"`{schema['env']}`", schema["description"]])
         lines += build_table(["key", "default", "value", "environment", "meaning"], rows)
+    return "\n".join(lines)
+
+
+def build_metrics_page() -> str:
+    """Return the page on metrics, from what /metrics answers."""
+    lines = [
+        NOTE,
+        "# Metrics\n",
+        "For Prometheus, at `/metrics`. A histogram is its name with `_bucket`, `_sum` and `_count`.\n",
+    ]
+    lines += ["## REST server\n", *build_table(METRICS_HEAD, list_api_metrics())]
+    lines += ["## Operator\n", "On its own port, with `process_*` (memory, CPU, open files) beside them.\n"]
+    lines += build_table(METRICS_HEAD, list_operator_metrics())
     return "\n".join(lines)
 
 
@@ -151,6 +171,16 @@ def build_openapi() -> str:
     return json.dumps(answer.json, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def render_reference() -> dict[str, Callable[[], str]]:
+    """Return the builders of the pages of `generate_reference`, by their files."""
+    return {
+        "docs/reference/rest.md": lambda: build_rest_page(NOTE, json.loads(build_openapi()), build_table),
+        "docs/reference/scriptexecution.md": lambda: build_crd_page(NOTE, render_crd(), build_table),
+        "docs/reference/events.md": lambda: build_events_page(NOTE, read_meanings, build_table),
+        "docs/news.md": lambda: build_news_page(NOTE, ROOT / "docs" / "changes"),
+    }
+
+
 PAGES: dict[str, Callable[[], str]] = {
     f"crds/generated/{FILE_NAME}": render_crd,
     f"charts/oet/crds/{FILE_NAME}": render_crd,
@@ -158,8 +188,10 @@ PAGES: dict[str, Callable[[], str]] = {
     "oet.ini": build_ini,
     "docs/reference/states.md": build_states_page,
     "docs/reference/settings.md": build_settings_page,
+    "docs/reference/metrics.md": build_metrics_page,
     "docs/reference/cli.md": build_cli_page,
     "docs/reference/openapi.json": build_openapi,
+    **render_reference(),
 }
 """What is generated, and by what."""
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import textwrap
 
+from pydantic import SecretStr
+
 from oet_crds.settings import Settings
 
 HEADER = """\
-# Settings of OET. Written by `make generate` from crds/oet_crds/settings.py; copy it to ~/oet.ini and change the copy.
-# Order of authority: environment variable, the file that OET_CONFIG names, ~/oet.ini, this file.
-# Unknown sections and keys are errors.
+# Settings of OET. Written by `make generate` from crds/oet_crds/settings.py; write what is to be otherwise into ~/oet.ini.
+# Order of authority for each key: environment variable, the file that OET_CONFIG names, ~/oet.ini, this file.
+# Unknown sections and keys are errors. `oet config show` prints what is in force, and why.
 """
 
 
@@ -23,6 +25,13 @@ def build_ini() -> str:
         for key, setting in section.model_fields.items():  # type: ignore[attr-defined]
             about = f"{setting.description} Environment: {setting.json_schema_extra['env']}."
             lines += [f"# {line}" for line in textwrap.wrap(about, 110)]
-            lines.append(f"{key} = {setting.default}".rstrip())
+            lines.append(f"{key} = {_write(setting.default)}".rstrip())
         lines.append("")
     return "\n".join(lines)
+
+
+def _write(value: object) -> str:
+    """Return a value as files write it."""
+    if isinstance(value, SecretStr):
+        return value.get_secret_value()
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -33,6 +33,8 @@ BASE_IMAGE = "localhost/oet-base:bookworm"
 
 TITLE_LABEL = "org.opencontainers.image.title"
 VERSION_LABEL = "org.opencontainers.image.version"
+REVISION_LABEL = "org.opencontainers.image.revision"
+LAST_INSTRUCTION = 'CMD ["oet-api"]'
 
 LATEST = "latest"
 
@@ -200,8 +202,9 @@ def build_build_command(
         ]
         command += limits
     command += [f"--secret=id={name},src={path}" for name, path in secrets.items()]
-    arguments = {**bases, "VERSION": source.version, "REVISION": source.revision}
-    command += [f"--build-arg={name}={value}" for name, value in arguments.items()]
+    command += [f"--build-arg={name}={value}" for name, value in bases.items()]
+    # As flags, not as build arguments: buildah 1.28 takes a LABEL with other arguments from its cache.
+    command += [f"--label={VERSION_LABEL}={source.version}", f"--label={REVISION_LABEL}={source.revision}"]
     return [*command, *(f"--tag={reference}" for reference in build_references("localhost", source.tag)), "."]
 
 
@@ -369,9 +372,10 @@ def is_own(last_step: str, is_finished: bool) -> bool:
 
     Args:
         last_step: The instruction that made it.
-        is_finished: Whether it has the version label, which our last instruction sets: all that is built on ours has it.
+        is_finished: Whether it has the version label, which only a finished build sets: all that is built on ours has it.
     """
-    return not is_finished or VERSION_LABEL in last_step
+    # buildah and podman make instructions of the flags that set labels, in any order; docker's last one is the file's.
+    return not is_finished or any(ours in last_step for ours in (VERSION_LABEL, REVISION_LABEL, LAST_INSTRUCTION))
 
 
 def apply_prune(tool: Tool, source: Source) -> None:

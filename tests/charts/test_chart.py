@@ -19,7 +19,7 @@ from oet_support_chart import CHART, Refused
 
 from oet_api.services import compute_base
 from oet_crds.execution import ScriptExecutionStatus
-from oet_crds.names import GROUP, MANAGED_LABEL, MANAGED_VALUE, PLURAL, SCRIPT_CONTAINER
+from oet_crds.names import GROUP, MANAGED_LABEL, MANAGED_VALUE, MODE_LABEL, PLURAL, REHEARSAL_VALUE, SCRIPT_CONTAINER
 from oet_crds.settings import ServerSettings, Settings, parse_settings
 from oet_crds.states import FINAL_STATES
 
@@ -29,9 +29,29 @@ FOREIGN_KINDS = ("ServiceMonitor",)
 """Not part of Kubernetes; there is no schema to compare them with."""
 
 MANAGED = {
-    "server": {"host", "port", "namespace", "engine"},
+    "server": {"host", "port", "entries_port", "namespace", "engine"},
     "engine": {"state_dir", "spares", "isolation", "scripts_location"},
-    "kubernetes": {"image", "image_pull_policy", "service_account", "pod_template_file", "port"},
+    "kubernetes": {
+        "image",
+        "image_pull_policy",
+        "service_account",
+        "pod_template_file",
+        "git_template_file",
+        "port",
+        "rehearsals",
+        "timeline_url",
+    },
+    "git": {"cache_dir", "credentials_dir"},
+    "timeline": {"database", "retention_days"},
+    "oda": {
+        "backend",
+        "data_dir",
+        "postgres_host",
+        "postgres_port",
+        "postgres_database",
+        "postgres_user",
+        "postgres_password",
+    },
 }
 """Settings that the chart makes from its own values, or that only the embedded engine has."""
 
@@ -42,6 +62,7 @@ VOLUMES = [
 
 VALUE_SETS: dict[str, dict[str, Any]] = {
     "defaults": {},
+    "simulation": {"simulation": {"enabled": True, "subarrays": 3}},
     "one of each": {"api": {"replicas": 1}, "operator": {"replicas": 1}},
     "many replicas": {"api": {"replicas": 3}, "operator": {"replicas": 5}},
     "everything on": {
@@ -76,6 +97,8 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
             "scripts": {"egress": [{"to": [{"ipBlock": {"cidr": "10.1.0.0/16"}}], "ports": [{"port": 10000}]}]},
             "apiServerCidr": "10.2.0.1/32",
         },
+        "rehearsal": {"enabled": True},
+        "timeline": {"database": {"url": "postgresql://db/oet"}},
         "metrics": {
             "from": [{"namespaceSelector": {}}],
             "serviceMonitor": {"enabled": True, "labels": {"release": "prometheus"}},
@@ -88,8 +111,15 @@ VALUE_SETS: dict[str, dict[str, Any]] = {
         "networkPolicy": {"enabled": False},
     },
     "no resources": {"api": {"resources": {}}, "operator": {"resources": {}}, "scripts": {"resources": {}}},
+    "archive on a volume": {"oda": {"data": {"persistentVolumeClaim": {"claimName": "oda"}}}},
+    "archive in PostgreSQL": {
+        "oda": {"backend": "postgres", "postgres": {"host": "db", "password": {"secret": "oda-db"}}},
+        "config": {"oda": {"timeout_seconds": 2, "activity_states": "todo"}},
+    },
     "scripts from a ConfigMap": {"scripts": {"configMap": "my-scripts"}},
     "nothing but DNS for scripts": {"networkPolicy": {"scripts": {"egress": []}}},
+    "database in a Secret": {"api": {"replicas": 2}, "timeline": {"database": {"existingSecret": "oet-database"}}},
+    "SQLite on a volume": {"timeline": {"persistence": {"enabled": True, "storageClass": "fast"}}},
     "other names": {"fullnameOverride": "observing", "nameOverride": "x"},
 }
 
@@ -153,7 +183,7 @@ def test_helm_has_no_complaint(helm: Path, tmp_path: Path, values: dict[str, Any
 @values_sets
 def test_every_pod_is_restricted(render: Render, values: dict[str, Any]) -> None:
     pods = dict(iter_pods(render(values)))
-    assert len(pods) == 3
+    assert len(pods) == (4 if "simulation" in values else 3)
     for name, spec in pods.items():
         security = spec["securityContext"]
         assert security["runAsNonRoot"], name
@@ -183,13 +213,16 @@ def test_only_script_pods_take_a_token_that_they_did_not_ask_for(render: Render,
     assert [name for name, is_on in automatic.items() if is_on] == [
         name for name in automatic if name.endswith("-runner")
     ]
-    assert sorted(asked.values()) == [False, True, True]
+    assert {name for name, is_on in asked.items() if is_on} == {
+        name for name in asked if name.startswith("Deployment/") and not name.endswith("-telescope")
+    }
 
 
 def test_everything_else_is_in_the_namespace_of_the_release(render: Render) -> None:
     for each in render(VALUE_SETS["everything on"]):
         assert "namespace" not in each["metadata"]
-        assert not each["kind"].startswith("Cluster")
+        # There is no right to review tokens within a namespace.
+        assert not each["kind"].startswith("Cluster") or each["metadata"]["name"] == "observatory.oet.tokens"
 
 
 @pytest.mark.parametrize(
@@ -256,7 +289,8 @@ def test_each_policy_is_bound_and_denies(render: Render) -> None:
     objects = render()
     policies = {each["metadata"]["name"] for each in objects if each["kind"] == "ValidatingAdmissionPolicy"}
     bindings = [each["spec"] for each in objects if each["kind"] == "ValidatingAdmissionPolicyBinding"]
-    assert {each["policyName"] for each in bindings} == policies == {"observatory.oet.pods", "observatory.oet.status"}
+    names = {f"observatory.oet.{name}" for name in ("aborts", "pods", "status")}
+    assert {each["policyName"] for each in bindings} == policies == names
     assert all(each == {"policyName": each["policyName"], "validationActions": ["Deny"]} for each in bindings)
 
 
@@ -264,15 +298,14 @@ CORE, LEASES = "", "coordination.k8s.io"
 RIGHTS: dict[str, set[tuple[str, str, str, str]]] = {
     "oet-api": {
         (GROUP, PLURAL, "", "create delete get list patch watch"),
-        (CORE, "pods", "", "get list watch"),
         (CORE, "pods/log", "", "get"),
         (LEASES, "leases", "oet-operator", "get"),
     },
     "oet-operator": {
         (GROUP, PLURAL, "", "create delete get list watch"),
-        (GROUP, f"{PLURAL}/status", "", "get patch update"),
+        (GROUP, f"{PLURAL}/status", "", "patch"),
         (CORE, "pods", "", "create delete get list watch"),
-        (CORE, "events", "", "create patch"),
+        (CORE, "events", "", "create"),
         (CORE, "configmaps", "oet-procedure-ids", "get update"),
         (CORE, "configmaps", "", "create"),
         (LEASES, "leases", "oet-operator", "get update"),
@@ -338,6 +371,22 @@ def test_settings_file_is_one_that_oet_reads(find: Find) -> None:
         assert {key: settings[section][key] for key in keys} == keys
 
 
+def test_scripts_from_git_get_cache_and_secret_and_others_do_not(find: Find) -> None:
+    plain = json.loads(find("ConfigMap", "oet-config")["data"]["git-template.json"])["spec"]
+    assert plain["volumes"] == [{"name": "oet-git-cache", "emptyDir": {}}]
+    claim = {"persistentVolumeClaim": {"claimName": "c"}}
+    values = {"git": {"cache": claim, "secret": "git-read"}}
+    data = find("ConfigMap", "oet-config", values)["data"]
+    spec = json.loads(data["git-template.json"])["spec"]
+    assert spec["volumes"][0] == {"name": "oet-git-cache", **claim}
+    assert spec["volumes"][1]["secret"] == {"secretName": "git-read", "defaultMode": 0o440}
+    assert [mount["mountPath"] for mount in spec["containers"][0]["volumeMounts"]] == ["/var/cache/oet", "/etc/oet/git"]
+    assert "git-read" not in data["pod-template.json"]
+    container = find("Deployment", "oet-operator", values)["spec"]["template"]["spec"]["containers"][0]
+    env = {one["name"]: one.get("value") for one in container["env"]}
+    assert (env["OET_GIT_CACHE_DIR"], env["OET_GIT_CREDENTIALS_DIR"]) == ("/var/cache/oet", "/etc/oet/git")
+
+
 @pytest.mark.parametrize("part", ["api", "operator"])
 def test_environment_is_one_that_oet_reads(find: Find, part: str) -> None:
     environment = get_environment(find("Deployment", f"oet-{part}", VALUE_SETS["defaults"]))
@@ -352,6 +401,62 @@ def test_environment_is_one_that_oet_reads(find: Find, part: str) -> None:
         assert (kubernetes.image, kubernetes.service_account) == ("localhost/ska-oso-oet:7.1.0", "oet-runner")
         assert kubernetes.port == 8080
         assert environment["POD_NAME"] == {"fieldRef": {"fieldPath": "metadata.name"}}
+
+
+def test_timeline_is_nowhere_unless_the_values_say_where(find: Find) -> None:
+    environment = get_environment(find("Deployment", "oet-api"))
+    assert not [name for name in environment if name.startswith("OET_TIMELINE")]
+
+
+def test_database_comes_from_its_secret_and_from_nowhere_else(render: Render, find: Find) -> None:
+    values = {"timeline": {"database": {"existingSecret": "oet-database", "key": "address"}, "retentionDays": 365}}
+    environment = get_environment(find("Deployment", "oet-api", values))
+    assert environment["OET_TIMELINE_DATABASE"] == {"secretKeyRef": {"name": "oet-database", "key": "address"}}
+    assert environment["OET_TIMELINE_RETENTION_DAYS"] == "365"
+    assert not [each for each in render(values) if each["kind"] in ("Secret", "PersistentVolumeClaim")]
+
+
+@pytest.mark.parametrize("existing", ["", "mine"])
+def test_file_of_sqlite_is_on_a_volume_that_one_pod_has_at_a_time(render: Render, find: Find, existing: str) -> None:
+    values = {"timeline": {"persistence": {"enabled": True, "existingClaim": existing}}}
+    spec = find("Deployment", "oet-api", values)["spec"]
+    assert spec["strategy"] == {"type": "Recreate"}
+    pod = spec["template"]["spec"]
+    claim = existing or "oet-timeline"
+    volume = next(each["name"] for each in pod["volumes"] if each.get("persistentVolumeClaim") == {"claimName": claim})
+    folder = next(each["mountPath"] for each in pod["containers"][0]["volumeMounts"] if each["name"] == volume)
+    settings = parse_settings(
+        "", "", {each["name"]: each["value"] for each in pod["containers"][0]["env"] if "value" in each}
+    )
+    assert settings.timeline.database == f"sqlite:///{folder}/timeline.db"
+    claims = [each["metadata"]["name"] for each in render(values) if each["kind"] == "PersistentVolumeClaim"]
+    assert claims == ([] if existing else [claim])
+
+
+def test_archive_in_postgresql_is_reached_with_a_password_out_of_a_secret(find: Find) -> None:
+    deployment = find("Deployment", "oet-api", VALUE_SETS["archive in PostgreSQL"])
+    environment = get_environment(deployment)
+    assert environment["ADMIN_POSTGRES_PASSWORD"] == {
+        "secretKeyRef": {"name": "oda-db", "key": "ADMIN_POSTGRES_PASSWORD"}
+    }
+    oda = parse_settings("", "", {name: text for name, text in environment.items() if isinstance(text, str)}).oda
+    assert (oda.backend, oda.postgres_host, oda.postgres_port) == ("postgres", "db", 5432)
+    assert [each["name"] for each in deployment["spec"]["template"]["spec"]["volumes"]] == ["config", "state", "tmp"]
+
+
+def test_archive_of_files_is_mounted_where_the_api_looks_for_it(find: Find) -> None:
+    deployment = find("Deployment", "oet-api", VALUE_SETS["archive on a volume"])
+    texts = {name: text for name, text in get_environment(deployment).items() if isinstance(text, str)}
+    spec = deployment["spec"]["template"]["spec"]
+    folder = next(each["mountPath"] for each in spec["containers"][0]["volumeMounts"] if each["name"] == "oda")
+    assert folder == parse_settings("", "", texts).oda.data_dir
+    assert {"name": "oda", "persistentVolumeClaim": {"claimName": "oda"}} in spec["volumes"]
+
+
+@pytest.mark.parametrize("part", ["api", "operator"])
+def test_services_that_happen_to_be_there_set_nothing(find: Find, part: str) -> None:
+    spec = find("Deployment", f"oet-{part}")["spec"]["template"]["spec"]
+    assert spec["enableServiceLinks"] is False
 
 
 @pytest.mark.parametrize(
@@ -508,7 +613,7 @@ def test_pod_template_is_joined_with_the_simple_values_and_wins(find: Find) -> N
 
 def test_nothing_reaches_script_pods_and_they_reach_neither_api_nor_operator(find: Find) -> None:
     scripts = find("NetworkPolicy", "oet-scripts")["spec"]
-    assert scripts["podSelector"] == {"matchLabels": {MANAGED_LABEL: MANAGED_VALUE}}
+    assert scripts["podSelector"]["matchLabels"] == {MANAGED_LABEL: MANAGED_VALUE}
     assert set(scripts["policyTypes"]) == {"Ingress", "Egress"}
     assert scripts["ingress"] == []
     assert {} in scripts["egress"]
@@ -542,9 +647,89 @@ def test_tight_egress_still_lets_scripts_reach_dns_and_the_api_server(find: Find
     assert server["to"] == [{"ipBlock": {"cidr": "10.2.0.1/32"}}]
 
 
+def test_rehearsals_reach_the_api_server_alone_and_get_nothing_that_other_scripts_get(find: Find) -> None:
+    cidr = "10.2.0.1/32"
+    values = {"rehearsal": {"enabled": True}, "networkPolicy": {"apiServerCidr": cidr}}
+    own = find("NetworkPolicy", "oet-rehearsals", values)["spec"]
+    assert own["podSelector"]["matchLabels"] == {MANAGED_LABEL: MANAGED_VALUE, MODE_LABEL: REHEARSAL_VALUE}
+    assert (own["policyTypes"], own["ingress"]) == (["Ingress", "Egress"], [])
+    ports = [{"port": port, "protocol": "TCP"} for port in (443, 6443)]
+    assert own["egress"] == [{"ports": ports, "to": [{"ipBlock": {"cidr": cidr}}]}]
+    (left_out,) = find("NetworkPolicy", "oet-scripts", values)["spec"]["podSelector"]["matchExpressions"]
+    assert left_out == {"key": MODE_LABEL, "operator": "NotIn", "values": [REHEARSAL_VALUE]}
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_operator_runs_rehearsals_only_where_the_values_say_so(find: Find, is_enabled: bool) -> None:
+    values = {"rehearsal": {"enabled": is_enabled}, "networkPolicy": {"apiServerCidr": "10.2.0.1/32"}}
+    container = find("Deployment", "oet-operator", values)["spec"]["template"]["spec"]["containers"][0]
+    environ = {one["name"]: one.get("value", "") for one in container["env"]}
+    assert parse_settings("", "none", environ).kubernetes.rehearsals is is_enabled
+
+
+def test_rehearsals_reach_nothing_where_the_api_server_is_not_named(find: Find) -> None:
+    assert find("NetworkPolicy", "oet-rehearsals", {})["spec"]["egress"] == []
+
+
+def test_runners_reach_the_port_for_entries_and_nothing_else_of_the_api(find: Find) -> None:
+    values = {"timeline": {"database": {"url": "postgresql://db/oet"}}, "networkPolicy": {"scripts": {"egress": []}}}
+    users, entries = find("NetworkPolicy", "oet-api", values)["spec"]["ingress"]
+    assert users == find("NetworkPolicy", "oet-api")["spec"]["ingress"][0]
+    assert entries["ports"] == [{"port": "entries", "protocol": "TCP"}]
+    (peer,) = entries["from"]
+    assert peer["podSelector"]["matchLabels"] == {MANAGED_LABEL: MANAGED_VALUE}
+    assert peer["podSelector"]["matchExpressions"][0]["values"] == [REHEARSAL_VALUE]
+    assert "namespaceSelector" not in peer
+    assert find("NetworkPolicy", "oet-operator", values)["spec"]["ingress"] == []
+    api = find("Deployment", "oet-api", values)["spec"]["template"]
+    *_, way = find("NetworkPolicy", "oet-scripts", values)["spec"]["egress"]
+    assert way["to"][0]["podSelector"]["matchLabels"].items() <= api["metadata"]["labels"].items()
+    ports = {one["name"]: one["containerPort"] for one in api["spec"]["containers"][0]["ports"]}
+    assert [one["port"] for one in way["ports"]] == [ports["entries"]] != [ports["http"]]
+
+
+def test_runners_are_told_the_service_that_leads_to_the_port_for_entries(find: Find) -> None:
+    values = {"timeline": {"database": {"url": "postgresql://db/oet"}}}
+    operator = parse_settings("", "none", get_environment(find("Deployment", "oet-operator", values)))
+    api = parse_settings("", "none", get_environment(find("Deployment", "oet-api", values)))
+    service = find("Service", "oet-api", values)
+    (port,) = [one for one in service["spec"]["ports"] if one["targetPort"] == "entries"]
+    name = service["metadata"]["name"]
+    assert operator.kubernetes.timeline_url == f"http://{name}.observatory.svc:{port['port']}"
+    assert api.server.entries_port == port["port"]
+    values["timeline"]["ingest"] = {"url": "https://oet.example/timeline"}
+    operator = parse_settings("", "none", get_environment(find("Deployment", "oet-operator", values)))
+    assert operator.kubernetes.timeline_url == "https://oet.example/timeline"
+
+
+def test_api_may_review_tokens_only_where_runners_post(render: Render) -> None:
+    values = {"timeline": {"database": {"url": "postgresql://db/oet"}}}
+    objects = render(values)
+    (role,) = [each for each in objects if each["kind"] == "ClusterRole"]
+    assert role["rules"] == [
+        {"apiGroups": ["authentication.k8s.io"], "resources": ["tokenreviews"], "verbs": ["create"]}
+    ]
+    (binding,) = [each for each in objects if each["kind"] == "ClusterRoleBinding"]
+    assert binding["roleRef"]["name"] == role["metadata"]["name"] == "observatory.oet.tokens"
+    assert binding["subjects"] == [{"kind": "ServiceAccount", "name": "oet-api", "namespace": "observatory"}]
+    assert not [each for each in render() if each["kind"].startswith("ClusterRole")]
+
+
+def test_without_a_timeline_nothing_is_open_for_entries(find: Find) -> None:
+    assert [one["name"] for one in find("Service", "oet-api")["spec"]["ports"]] == ["http"]
+    operator = parse_settings("", "none", get_environment(find("Deployment", "oet-operator")))
+    api = parse_settings("", "none", get_environment(find("Deployment", "oet-api")))
+    assert (operator.kubernetes.timeline_url, api.server.entries_port) == ("", 0)
+
+
 # ---- what it refuses -----------------------------------------------------------------------------------------------------
 
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
+    "rehearsals without policies": (
+        {"rehearsal": {"enabled": True}, "networkPolicy": {"enabled": False, "apiServerCidr": "10.2.0.1/32"}},
+        "networkPolicy.enabled",
+    ),
+    "rehearsals that reach every server's port": ({"rehearsal": {"enabled": True}}, "networkPolicy.apiServerCidr"),
     "unknown value": ({"replicas": 2}, "replicas"),
     "unknown value below": ({"api": {"replica": 2}}, "replica"),
     "replicas as text": ({"api": {"replicas": "2"}}, "replicas"),
@@ -576,6 +761,17 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
         {"runner": {"serviceAccount": {"name": "same"}}, "api": {"serviceAccount": {"name": "same"}}},
         "need an account each",
     ),
+    "SQLite for two servers": (
+        {"api": {"replicas": 2}, "timeline": {"persistence": {"enabled": True}}},
+        "set api.replicas to 1",
+    ),
+    "two databases": (
+        {"timeline": {"persistence": {"enabled": True}, "database": {"existingSecret": "a"}}},
+        "either a database or persistence",
+    ),
+    "database that only one server can have": ({"timeline": {"database": {"url": "sqlite:////a"}}}, "url"),
+    "archive without its server": ({"oda": {"backend": "postgres"}}, "oda.postgres.host"),
+    "archive of another kind": ({"oda": {"backend": "rest"}}, "backend"),
     "Tango host without port": ({"tangoHost": "db"}, "tangoHost"),
 }
 
@@ -597,7 +793,8 @@ def test_every_value_of_the_chart_is_in_the_schema_and_the_other_way_round() -> 
                 compare(below, values[key], f"{path}.{key}")
 
     assert schema["additionalProperties"] is False
-    del values["config"]["server"], values["config"]["engine"], values["config"]["kubernetes"]
+    for section in ("server", "engine", "kubernetes", "git", "oda", "timeline"):
+        del values["config"][section]
     compare(schema, values, "")
 
 
@@ -642,8 +839,28 @@ def test_smoke_test_knows_the_final_states() -> None:
 def test_dashboard_shows_metrics_that_exist() -> None:
     dashboard = json.loads((CHART / "files" / "dashboard.json").read_text(encoding="utf-8"))
     wanted = {name for each in dashboard["panels"] for name in re.findall(r"\boet_\w+", each["targets"][0]["expr"])}
-    sources = "".join(
-        path.read_text(encoding="utf-8") for part in ("api", "operator") for path in (ROOT / part).rglob("*.py")
-    )
+    page = (ROOT / "docs" / "reference" / "metrics.md").read_text(encoding="utf-8")
+    types = dict(re.findall(r"^\| `(\w+)` \| (\w+) \|", page, re.M))
+    shown = {f"{name}_bucket" if kind == "histogram" else name for name, kind in types.items()}
     assert wanted
-    assert all(re.search(rf"\b{name}\b", sources) for name in wanted)
+    assert wanted <= shown
+
+
+@pytest.mark.parametrize("is_policed", [True, False])
+def test_simulated_telescope_is_what_scripts_use(render: Render, find: Find, is_policed: bool) -> None:
+    values = {"simulation": {"enabled": True, "subarrays": 3}, "networkPolicy": {"enabled": is_policed}}
+    telescope = find("Deployment", "oet-telescope", values)["spec"]["template"]
+    (container,) = telescope["spec"]["containers"]
+    assert "--subarrays=3" in container["command"]
+    service = find("Service", "oet-telescope", values)["spec"]
+    assert service["selector"].items() <= telescope["metadata"]["labels"].items()
+    config = find("ConfigMap", "oet-config", values)["data"]["pod-template.json"]
+    (script,) = json.loads(config)["spec"]["containers"]
+    assert {"name": "TANGO_HOST", "value": "oet-telescope.observatory.svc:10000"} in script["env"]
+    policies = {each["metadata"]["name"] for each in render(values) if each["kind"] == "NetworkPolicy"}
+    assert ({"oet-telescope", "oet-scripts-to-telescope"} <= policies) is is_policed
+
+
+def test_simulated_and_real_telescope_exclude_each_other(render: Render) -> None:
+    with pytest.raises(Refused, match="either a simulated telescope or a real one"):
+        render({"simulation": {"enabled": True}, "tangoHost": "db:10000"})

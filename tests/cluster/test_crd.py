@@ -196,7 +196,8 @@ def test_watch_by_pod_name_sees_its_execution_come_and_go(executions: Kubectl, n
 
 def test_table_has_the_columns_of_the_definition(executions: Kubectl, name: str) -> None:
     create(executions, name, {"subarray": 3})
-    assert patch_status(executions, name, {"state": State.RUNNING, "procedureId": 12}).is_done
+    status = {"state": State.RUNNING, "procedureId": 12, "script": "a.py", "subarray": 3}
+    assert patch_status(executions, name, status).is_done
     header, row = executions.run("get", SHORT_NAME, name).splitlines()
     columns = executions.read("crd", RESOURCE)["spec"]["versions"][0]["additionalPrinterColumns"]
     narrow = [column["name"].upper() for column in columns if not column.get("priority")]

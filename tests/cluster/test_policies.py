@@ -23,7 +23,7 @@ from oet_crds.execution import ScriptExecutionStatus
 from oet_crds.names import GROUP, KIND, MANAGED_LABEL, MANAGED_VALUE, PLURAL, VERSION
 from oet_crds.reasons import Outcome as ScriptOutcome
 from oet_crds.reasons import Reason
-from oet_crds.states import DesiredState, State
+from oet_crds.states import DesiredState, Purpose, State
 
 pytestmark = pytest.mark.cluster
 
@@ -37,6 +37,8 @@ EXIT = {"outcome": ScriptOutcome.COMPLETE, "reason": Reason.COMPLETED, "message"
 OPERATORS: dict[str, Any] = {
     "state": State.RUNNING,
     "procedureId": 7,
+    "script": "a.py",
+    "subarray": 1,
     "history": [ENTRY],
     "podName": OTHER_POD,
     "grant": {"time": TIME, "subarray": 1},
@@ -88,8 +90,8 @@ class Installation:
 
     admin: Kubectl
     users: Mapping[str, User]
-    names: tuple[str, str]
-    """The two policies."""
+    names: tuple[str, ...]
+    """The policies."""
 
     def attempt(self, user: str, *arguments: str, manifest: Mapping[str, Any] | None = None) -> Outcome:
         """Run kubectl as a user."""
@@ -135,8 +137,8 @@ def log_in(kubectl: Kubectl, folder: Path, account: str, pod: str = "") -> User:
     return User(replace(kubectl, kubeconfig=path), token)
 
 
-def is_policed(kubectl: Kubectl, names: tuple[str, str]) -> bool:
-    """Tell whether both policies are checked and in force: the API server needs a moment after they were stored."""
+def is_policed(kubectl: Kubectl, names: tuple[str, ...]) -> bool:
+    """Tell whether all policies are checked and in force: the API server needs a moment after they were stored."""
     for name in names:
         if "typeChecking" not in kubectl.read("validatingadmissionpolicy", name).get("status", {}):
             return False
@@ -144,13 +146,14 @@ def is_policed(kubectl: Kubectl, names: tuple[str, str]) -> bool:
     dry = ("patch", RESOURCE, "probe", "--subresource=status", "--type=merge", f"--patch={text}", "--dry-run=server")
     patch = kubectl.attempt(*dry)
     pod = kubectl.attempt("create", "--dry-run=server", "--filename=-", manifest=build_script_pod("probe"))
-    return all("ValidatingAdmissionPolicy" in outcome.complaint for outcome in (patch, pod))
+    abort = kubectl.attempt("create", "--dry-run=server", "--filename=-", manifest=build_abort("probe-abort"))
+    return all("ValidatingAdmissionPolicy" in outcome.complaint for outcome in (patch, pod, abort))
 
 
 @pytest.fixture(scope="module")
 def installation(executions: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     kubectl, folder = executions, tmp_path_factory.mktemp("users")
-    names = (f"{kubectl.namespace}.oet.status", f"{kubectl.namespace}.oet.pods")
+    names = tuple(f"{kubectl.namespace}.oet.{name}" for name in ("status", "pods", "aborts"))
     manifest = render(str(kubectl.namespace))
     kubectl.run("apply", "--filename=-", manifest=manifest)
     try:
@@ -181,6 +184,55 @@ def create_execution(kubectl: Kubectl, name: str) -> None:
         "spec": {"script": {"file": {"path": "a.py"}}},
     }
     kubectl.run("create", "--filename=-", manifest=manifest)
+
+
+def build_abort(name: str) -> dict[str, Any]:
+    spec = {"script": {"file": {"path": "a.py"}}, "purpose": Purpose.ABORT, "desiredState": DesiredState.READY}
+    return {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": {"name": name}, "spec": spec}
+
+
+def test_only_the_operator_creates_abort_scripts_and_only_the_api_starts_them(installation: Installation) -> None:
+    name = f"abort-{uuid4().hex[:12]}"
+    for user in ("api", "visitor", "administrator"):
+        if user != "visitor":  # The usual roles do not know the kind.
+            refused = installation.attempt(user, "create", "--filename=-", manifest=build_abort(name))
+            assert "only OET's operator creates abort scripts" in refused.complaint
+    made = installation.attempt("operator", "create", "--filename=-", manifest=build_abort(name))
+    assert made.is_done, made.complaint
+    patch = json.dumps({"spec": {"desiredState": DesiredState.RUNNING, "abortOf": "somebody"}})
+    arguments = ("patch", RESOURCE, name, "--type=merge", f"--patch={patch}")
+    refused = installation.attempt("administrator", *arguments)
+    assert "only OET's API says for whom" in refused.complaint
+    done = installation.attempt("api", *arguments)
+    assert done.is_done, done.complaint
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_allowed"),
+    [
+        ({}, False),
+        ({"args": {"init": {"kwargs": {"subarray_id": None}}}}, False),
+        ({"subarray": 1}, True),
+        ({"args": {"init": {"kwargs": {"subarray_id": 1}}}}, True),
+        ({"args": {"main": {"kwargs": {"subarray_id": "1"}}}}, True),
+        ({"mode": "Rehearsal"}, True),
+    ],
+)
+def test_stop_with_abort_of_nothing_is_refused_and_every_other_stop_is_not(
+    installation: Installation, fields: dict[str, Any], is_allowed: bool
+) -> None:
+    name = f"stop-{uuid4().hex[:12]}"
+    spec = {"script": {"file": {"path": "a.py"}}, **fields}
+    manifest = {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": {"name": name}, "spec": spec}
+    installation.users["api"].kubectl.run("create", "--filename=-", manifest=manifest)
+    stop = {"desiredState": DesiredState.STOPPED, "stop": {"abort": True}}
+    arguments = ("patch", RESOURCE, name, "--type=merge")
+    outcome = installation.attempt("api", *arguments, f"--patch={json.dumps({'spec': stop})}")
+    assert outcome.is_done == is_allowed, outcome.complaint
+    if not is_allowed:
+        assert "stop it without abort" in outcome.complaint
+        plain = json.dumps({"spec": {"desiredState": DesiredState.STOPPED}})
+        assert installation.attempt("api", *arguments, f"--patch={plain}").is_done
 
 
 @pytest.fixture

@@ -96,6 +96,7 @@ def _iterate_layers(layers: Path) -> Iterator[tarfile.TarFile]:
         ),
         pytest.param("/opt/oet/operator/bin/python", "oet_operator.core kopf aiohttp orjson pydantic", id="operator"),
         pytest.param(RUNNER, "oet_runner.__main__ oet oet_crds.states", id="runner"),
+        pytest.param(RUNNER, "tango databaseds oet.tango.observing oet.simulation.devices", id="script"),
     ],
 )
 def test_part_has_what_it_needs(image: Image, python: str, modules: str) -> None:
@@ -118,6 +119,16 @@ def test_part_lacks_what_it_has_no_use_for(image: Image, python: str, module: st
     done = image.run("sh", "-c", f"{python} -c 'import {module}'")
     assert done.returncode == 1
     assert f"No module named '{module}'" in done.stderr
+
+
+def test_simulated_telescope_runs_without_a_file_to_write(image: Image) -> None:
+    ask = "import oet.tango.observing as o; o.allocate(2); print(o.get_obs_state(2).name)"
+    command = f'{RUNNER} -m oet.simulation --speed=10 -- python3 -c "{ask}"'
+    assert image.ask("sh", "-c", command).splitlines()[-1] == "IDLE"
+
+
+def test_shipped_scripts_are_where_a_stop_looks_for_its_abort(image: Image) -> None:
+    assert image.ask("ls", "/scripts").split() == ["abort.py", "hello_world.py", "observe.py"]
 
 
 def test_image_runs_as_its_own_user_who_can_write_nowhere_but_in_tmp(image: Image) -> None:

@@ -73,6 +73,15 @@ def test_package_that_the_lock_lacks_is_refused() -> None:
         parts.select_entries(parts.parse_lock(LOCK), {"falcon"})
 
 
+def test_package_with_a_version_for_each_python_keeps_all_of_them() -> None:
+    lock = (
+        "numpy==2.4.6 ; python_full_version < '3.12' \\\n    --hash=sha256:aa\n    # via pytango\n"
+        "numpy==2.5.5 ; python_full_version >= '3.12' \\\n    --hash=sha256:bb\n    # via pytango\n"
+        "pytango==10.3.1 \\\n    --hash=sha256:cc\n    # via ska-oso-oet (pyproject.toml)\n"
+    )
+    assert "".join(entry.text for entry in parts.select_entries(parts.parse_lock(lock), {"pytango"})) == lock
+
+
 def test_every_package_of_the_lock_is_read(entries: list[parts.LockEntry]) -> None:
     lock = (ROOT / "requirements.lock").read_text()
     assert len(entries) == sum("==" in line.partition(" ")[0] for line in lock.splitlines() if line[:1].isalnum())
@@ -82,8 +91,9 @@ def test_every_package_of_the_lock_is_read(entries: list[parts.LockEntry]) -> No
 @pytest.mark.parametrize(
     ("extras", "has", "lacks"),
     [
-        pytest.param(["api", "cli"], {"falcon", "pydantic-core", "click"}, {"kopf", "pytest"}, id="api"),
+        pytest.param(["api", "cli", "kubernetes"], {"falcon", "click", "kubernetes"}, {"kopf", "pytest"}, id="api"),
         pytest.param(["operator"], {"kopf", "aiohttp", "orjson", "pydantic"}, {"kubernetes", "falcon"}, id="operator"),
+        pytest.param(["+tango"], {"pytango", "pytango-db", "numpy"}, {"falcon", "kopf", "pydantic"}, id="script"),
         pytest.param([parts.BUILD_SYSTEM], {"hatchling", "editables"}, {"pydantic", "mypy"}, id="build-system"),
     ],
 )

@@ -15,6 +15,7 @@ from pathlib import Path
 import images
 import pytest
 from images import Source, Tool
+from oet_support import find_free_port
 
 pytestmark = pytest.mark.cluster
 
@@ -139,9 +140,7 @@ def registry(tmp_path: Path) -> Iterator[str]:
     program = shutil.which("docker-registry")
     if program is None:
         pytest.skip("no program docker-registry (Debian: apt-get install docker-registry)")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{find_free_port()}"
     settings = tmp_path / "registry.yml"
     storage = f"storage:\n  filesystem:\n    rootdirectory: {tmp_path}/registry\n"
     settings.write_text(f"version: 0.1\n{storage}http:\n  addr: {address}\n")

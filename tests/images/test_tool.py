@@ -125,13 +125,18 @@ def test_build_command_names_bases_secrets_and_tags(tool: Tool) -> None:
     assert command[:2] == [tool, "build"]
     assert {
         "--build-arg=BUILDER_IMAGE=registry.example.org/builder:1",
-        "--build-arg=VERSION=7.1.0",
-        "--build-arg=REVISION=abc123",
+        f"--label={images.VERSION_LABEL}=7.1.0",
+        f"--label={images.REVISION_LABEL}=abc123",
         "--secret=id=pipconf,src=/x/pip.conf",
         "--tag=localhost/ska-oso-oet:7.1.0",
         "--tag=localhost/ska-oso-oet:latest",
     } <= set(command)
     assert ("--isolation=chroot" in command) is (tool is not Tool.DOCKER)
+
+
+def test_last_instruction_is_that_of_the_containerfile() -> None:
+    lines = (ROOT / "images/Containerfile").read_text().splitlines()
+    assert [line for line in lines if line and not line.startswith("#")][-1] == images.LAST_INSTRUCTION
 
 
 def test_default_base_is_the_test_clusters_everywhere() -> None:
@@ -204,7 +209,9 @@ def test_prune_keeps_this_version_latest_and_what_is_not_ours() -> None:
 @pytest.mark.parametrize(
     ("last_step", "is_finished", "expected"),
     [
-        pytest.param("LABEL org.opencontainers.image.version=7.1.0", True, True, id="our-last-step"),
+        pytest.param("LABEL org.opencontainers.image.version=7.1.0", True, True, id="our-version"),
+        pytest.param("/bin/sh -c #(nop) LABEL org.opencontainers.image.revision=abc", True, True, id="our-revision"),
+        pytest.param('CMD ["oet-api"]', True, True, id="our-last-instruction"),
         pytest.param("/bin/sh -c pip wheel .", False, True, id="unfinished-build-of-ours"),
         pytest.param("/bin/sh -c apt-get install vim", True, False, id="built-on-ours"),
         pytest.param("", True, False, id="unknown"),

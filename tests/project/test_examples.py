@@ -19,21 +19,31 @@ EXAMPLES = {
         ["configured", "example.scan.started", "switched off"],
     ),
     "pubsub.py": ("main()", []),
+    "block.py": (
+        'open(\'sbd.json\', \'w\').write(\'{"sbd_id": "sbd-1", "telescope": "ska_mid"}\')\n'
+        "init(subarray_id=1); main('sbd.json', 'sbi-1', scans=2)",
+        ["sbi-1: scan 2 of 2 of sbd-1 on ska_mid"],
+    ),
 }
 
 
-def _run(name: str, calls: str) -> subprocess.CompletedProcess[str]:
+def _run(name: str, calls: str, folder: Path = ROOT) -> subprocess.CompletedProcess[str]:
     """Run a script's functions in a new interpreter, as `python -i` would let a beginner do."""
     source = (ROOT / "examples" / name).read_text()
     return subprocess.run(
-        [sys.executable, "-c", f"{source}\n{calls}"], capture_output=True, text=True, check=False, timeout=30
+        [sys.executable, "-c", f"{source}\n{calls}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=30,
+        cwd=folder,
     )
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_example_runs_by_hand(name: str) -> None:
+def test_example_runs_by_hand(name: str, tmp_path: Path) -> None:
     calls, words = EXAMPLES[name]
-    done = _run(name, calls)
+    done = _run(name, calls, tmp_path)
     assert done.returncode == 0, done.stderr
     for word in words:
         assert word in done.stdout + done.stderr

@@ -129,6 +129,7 @@ def test_links_of_a_page_lead_somewhere(page: Path) -> None:
         assert (page.parent / target).exists(), f"{page}: {target}"
 
 
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make here")
 def test_every_target_is_in_the_help() -> None:
     makefile = _read(ROOT / "Makefile")
     phony = re.search(r"^\.PHONY: (.*)$", makefile, re.M)

@@ -6,6 +6,7 @@ import contextlib
 import http.client
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -20,11 +21,25 @@ from typing import Any
 BASE = "/ska-oso-oet/oet/api/v7"
 
 
-def find_free_port() -> int:
-    """Return a port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+PORTS = range(10_000, 30_000)
+"""Where tests' servers listen: above the usual services, below Kubernetes' node ports and what Linux gives to connections."""
+_given: set[int] = set()
+
+
+def find_free_port(host: str = "127.0.0.1") -> int:
+    """Return a port that nobody listens on now, that the kernel gives to nobody, and that was not returned before.
+
+    A server of a test may end and come back on its port. One that the kernel chose (a bind to port 0) could be given by it to
+    any other test meanwhile, and the server could not come back.
+    """
+    chance = random.SystemRandom()  # Tests seed the common one, each worker alike.
+    while True:
+        port = chance.choice(PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            if port not in _given:
+                probe.bind((host, port))
+                _given.add(port)
+                return port
 
 
 def wait_until(condition: Callable[[], Any], seconds: float, complaint: str) -> None:
@@ -144,7 +159,8 @@ class Refused(Exception):
 class Client:
     """A keep-alive connection, with Nagle's delay off as every HTTP library has it."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, base: str = BASE) -> None:
+        self._base = base
         self._connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
         self._connection.connect()
         self._connection.sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -152,7 +168,7 @@ class Client:
     def ask(self, method: str, path: str, body: Any = None) -> Any:
         """Send a request and return the JSON answer. Raises Refused for an error status."""
         text = None if body is None else json.dumps(body)
-        self._connection.request(method, BASE + path, text, {"Content-Type": "application/json"})
+        self._connection.request(method, self._base + path, text, {"Content-Type": "application/json"})
         answer = self._connection.getresponse()
         data = json.loads(answer.read())
         if answer.status >= 400:

@@ -7,10 +7,13 @@ import pty
 import signal
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 
 import pytest
-from oet_support import BASE, Client, Server, wait_until
+from oet_support import BASE, Client, Server, find_free_port, wait_until
+from oet_support_git import Origin, build_project
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
@@ -75,6 +78,27 @@ def test_stop_with_abort_runs_the_abort_script_on_the_subarray(tmp_path: Path) -
         server.stop()
 
 
+def test_who_stopped_a_script_and_why_is_known_the_next_morning(tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text("import time\ndef main(**_): time.sleep(600)\n")
+    server = Server(tmp_path, OET_USER_HEADER="X-Forwarded-User")
+    server.start()
+    try:
+        _oet(server, "procedure", "create", str(script), "--wait", "--reason=first light")
+        _oet(server, "procedure", "start", "--listen=False")
+        body = b'{"state": "STOPPED", "reason": "wind"}'
+        url, headers = f"http://127.0.0.1:{server.port}{BASE}/procedures/1", {"X-Forwarded-User": "alice"}
+        request = urllib.request.Request(url, body, {"Content-Type": "application/json", **headers}, method="PUT")
+        urllib.request.urlopen(request, timeout=30).close()
+        server.kill()
+        server.start()
+        shown = _oet(server, "procedure", "events", "--kind=action").stdout
+        assert f"prepare file://{script} for execution on subarray 1 (because: first light)" in shown
+        assert "User request: stop procedure #1 with no abort (by alice, because: wind)" in shown
+    finally:
+        server.stop()
+
+
 @pytest.mark.parametrize("on_terminal", [False, True], ids=["piped", "terminal"])
 def test_ctrl_c_stops_the_script_for_certain(server: Server, client: Client, tmp_path: Path, on_terminal: bool) -> None:
     script = tmp_path / "script.py"
@@ -109,15 +133,16 @@ def test_listener_hears_what_another_terminal_does(server: Server, client: Clien
     try:
         wait_until(lambda: client.ask("GET", "/procedures/") == [], 5, "the server does not answer")
         heard: list[str] = []
-        while not any("is COMPLETE" in line for line in heard):
-            if not heard:
+        os.set_blocking(listener.stdout.fileno(), False)
+        deadline = time.monotonic() + 60
+        while not all(any(words in line for line in heard) for words in ("Script message: heard", "is COMPLETE")):
+            assert time.monotonic() < deadline, heard
+            if not (line := listener.stdout.readline()):
                 # The listener may still be connecting; what it missed, another script says again.
                 procedure = client.prepare("import oet\ndef main(): oet.announce('heard')")
                 client.start(procedure)
                 client.wait_for(procedure, "COMPLETE")
-            os.set_blocking(listener.stdout.fileno(), False)
-            heard += [line for line in [listener.stdout.readline()] if line]
-        assert any("Script message: heard" in line for line in heard)
+            heard.append(line)
         listener.send_signal(signal.SIGINT)
         assert listener.wait(20) == 0
     finally:
@@ -126,10 +151,35 @@ def test_listener_hears_what_another_terminal_does(server: Server, client: Clien
         listener.stdout.close()
 
 
-def test_server_that_is_to_work_on_kubernetes_says_that_it_cannot() -> None:
-    environ = {**os.environ, "OET_ENGINE": "kubernetes"}
+def test_server_that_is_to_work_on_kubernetes_and_knows_of_none_says_what_to_do(tmp_path: Path) -> None:
+    environ = {name: value for name, value in os.environ.items() if not name.startswith("KUBE")}
+    environ |= {"OET_ENGINE": "kubernetes", "OET_PORT": str(find_free_port()), "KUBECONFIG": str(tmp_path / "missing")}
     done = subprocess.run(
         [sys.executable, "-m", "oet_api"], env=environ, capture_output=True, text=True, check=False, timeout=60
     )
     assert (done.returncode, done.stdout) == (1, "")
-    assert "local engine only" in done.stderr
+    assert "oet: cannot find out how to reach Kubernetes" in done.stderr
+    assert "set KUBECONFIG" in done.stderr
+
+
+def test_script_from_git_runs_in_its_projects_environment_and_a_forbidden_one_is_refused(tmp_path: Path) -> None:
+    origin = Origin(tmp_path / "origin")
+    script = "import observing\ndef main():\n    print('value', observing.VALUE)\n"
+    commit = origin.commit({"scripts/a.py": script, **build_project()})
+    server = Server(
+        tmp_path, OET_GIT_PROTOCOLS="file", OET_GIT_CACHE_DIR=str(tmp_path / "cache"), OET_GIT_REPOSITORY=origin.url
+    )
+    server.start()
+    try:
+        done = _oet(server, "procedure", "run", "git://scripts/a.py", "--create_env=True")
+        assert done.returncode == 0, done.stderr
+        assert "value 1" in done.stdout
+        client = Client(server.port)
+        assert client.ask("GET", "/procedures/1")["commit"] == commit
+        client.close()
+        assert commit in _oet(server, "procedure", "describe", "--pid=1").stdout
+        refused = _oet(server, "procedure", "create", "git://a.py", "--git_repo=https://h/x", "--git_branch=b")
+        assert refused.returncode != 0
+        assert "protocol https is not allowed" in refused.stderr + refused.stdout
+    finally:
+        server.stop()

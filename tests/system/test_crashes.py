@@ -58,17 +58,18 @@ def test_killed_server_leaves_no_orphan_and_loses_nothing(tmp_path: Path, isolat
 
 
 def test_ordered_shutdown_stops_scripts_and_says_so(tmp_path: Path) -> None:
-    cleaned, mark = tmp_path / "cleaned", uuid.uuid4().hex
+    begun, cleaned, mark = tmp_path / "begun", tmp_path / "cleaned", uuid.uuid4().hex
     source = RUNNING.format(mark=mark).replace(
         "    time.sleep(600)\n",
-        f"    try:\n        time.sleep(600)\n    finally:\n        open({str(cleaned)!r}, 'w').close()\n",
+        f"    try:\n        open({str(begun)!r}, 'w').close()\n        time.sleep(600)\n"
+        f"    finally:\n        open({str(cleaned)!r}, 'w').close()\n",
     )
     server = Server(tmp_path)
     server.start()
     client = Client(server.port)
     procedure = client.prepare(source)
     client.start(procedure)
-    wait_until(lambda: len(find_marked(mark)) >= 2, 20, "the script does not run")
+    wait_until(begun.exists, 20, "the script does not run")
     client.close()
     assert server.stop() == 0
     assert cleaned.exists()

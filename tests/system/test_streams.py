@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 from oet_support import Client, Server, Stream
 
 SCRIPT = """
@@ -73,6 +74,7 @@ def test_events_survive_a_restart(client: Client, server: Server) -> None:
     assert len(before) > 10
 
 
+@pytest.mark.serial
 def test_flood_of_output_delays_nobody_and_is_counted(client: Client, tmp_path: object) -> None:
     flood = client.prepare(
         "def main():\n    import oet\n    for n in range(3_000_000): print('x' * 80)\n    oet.announce('end')", 1
@@ -86,3 +88,19 @@ def test_flood_of_output_delays_nobody_and_is_counted(client: Client, tmp_path: 
     client.wait_for(flood, "COMPLETE", seconds=120)
     events = client.ask("GET", f"/procedures/{flood}/events?limit=1000&kind=message")
     assert [event["payload"]["msg"] for event in events if event["topic"] == "script.announce"] == ["end"]
+
+
+def test_listener_of_a_subarray_hears_its_procedures_alone(client: Client, server: Server) -> None:
+    stream = Stream(server.port, "/stream?subarray=2")
+    other = client.prepare("def main(): pass", 1)
+    wanted = client.prepare("def main(): pass", 2)
+    heard = set()
+    while True:
+        event = stream.read_event()
+        if event["msg_src"].isdigit():
+            heard.add(int(event["msg_src"]))
+        if event.get("new_state") == "READY":
+            break
+    stream.close()
+    assert heard == {wanted}
+    assert other != wanted

@@ -51,8 +51,12 @@ KIND_NODE = (
 )
 """To run kind, and to make the base image for it."""
 
-CONTAINER_TOOLS = (Requirement("podman", "podman"), Requirement("buildah", "buildah"))
-"""To build OET's own image without a Docker engine; the cluster itself needs neither."""
+CONTAINER_TOOLS = (
+    Requirement("podman", "podman"),
+    Requirement("buildah", "buildah"),
+    Requirement("docker-registry", "docker-registry"),
+)
+"""To build OET's own image without a Docker engine, and to test its push; the cluster itself needs none of them."""
 
 _EXTRA_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 """Where Debian keeps programs that a user's PATH often leaves out."""

@@ -35,7 +35,7 @@ HELM_DIGEST = "b66cb19f2b31f9d427632ea6c4b4a1ff89b74ecaeaee323cd166da41a7af53bd"
 DEBIAN_SUITE = "bookworm"
 """Of the base image. Its Python is 3.11, the oldest that OET's server and operator support."""
 
-BASE_PACKAGES = ("ca-certificates", "git", "python3", "python3-venv")
+BASE_PACKAGES = ("ca-certificates", "git", "openssh-client", "python3", "python3-venv")
 """In the base image, beside Debian's minimal system: what running a script and building its environment need."""
 
 
