@@ -21,10 +21,12 @@ from oet_cluster.cluster import Cluster
 from oet_cluster.components import Component
 from oet_cluster.kubectl import Kubectl
 from oet_cluster.places import Places
+from oet_support import wait_until
 from oet_support_cluster import Operator, prepare_namespace, running_operator
 from oet_support_executions import Executions
 
 from oet_api.kube.errors import ApiError
+from oet_api.kube.paths import Paths
 from oet_crds.names import SCRIPT_CONTAINER
 from oet_crds.states import DesiredState, State, is_allowed, is_final
 
@@ -263,6 +265,8 @@ class Proxy:
         self.port = self._server.getsockname()[1]
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
+        self.is_closed = False
+        """While it is so, whoever comes is sent away."""
         self._spawn(self._accept)
 
     def _spawn(self, work: Callable[..., None], *arguments: Any) -> None:
@@ -276,6 +280,9 @@ class Proxy:
                 client, _ = self._server.accept()
             except OSError:
                 return
+            if self.is_closed:
+                client.close()
+                continue
             self._spawn(self._serve, client)
 
     def _serve(self, client: socket.socket) -> None:
@@ -351,6 +358,39 @@ def test_connections_cut_again_and_again(
         storm.check(watchman)
         assert cuts > 15
         assert operator.read("/healthz") == "ok\n"
+
+
+def test_changes_behind_an_expired_version_are_seen(
+    world: Executions, prepared: Kubectl, template: Path, node: Any, tmp_path: Path
+) -> None:
+    """While the operator is cut off the API server is killed: of what came before its restart no watch tells any more."""
+    path = Paths(world.namespace).executions
+    settings = {"OET_RESYNC_SECONDS": "600", "OET_LEASE_SECONDS": "120"}
+    with (
+        running_proxy(prepared, tmp_path) as (proxy, through),
+        running_operator(through, tmp_path / "log", OET_POD_TEMPLATE_FILE=str(template), **settings) as operator,
+    ):
+        world.create("expired-stopped", "import time\ndef main(): time.sleep(600)")
+        world.wait_for("expired-stopped", State.RUNNING)
+        version = world.client.request("GET", path)["metadata"]["resourceVersion"]
+        proxy.is_closed = True
+        assert proxy.cut() > 0
+        world.create("expired-new", "def main(): pass")
+        world.stop("expired-stopped")
+        node.kill_component(Component.API_SERVER)
+        node.start_component(Component.API_SERVER)
+        query = f"{path}?watch=true&timeoutSeconds=1&resourceVersion={version}"
+        wait_until(lambda: is_expired(prepared, query), 60, "the version does not expire")
+        proxy.is_closed = False
+        world.wait_for("expired-stopped", State.STOPPED)
+        world.wait_for("expired-new", State.COMPLETE)
+        assert operator.read("/healthz") == "ok\n"
+
+
+def is_expired(kubectl: Kubectl, path: str) -> bool:
+    """Tell whether the API server refuses a watch because its version is too old."""
+    outcome = kubectl.attempt("get", "--raw", path)
+    return "too old resource version" in outcome.output + outcome.complaint
 
 
 def test_prepared_executions_survive_the_death_of_the_operator(world: Executions, operator: Operator) -> None:
