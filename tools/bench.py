@@ -54,11 +54,18 @@ FIRST_LINE = "import time, sys; sys.stdout.write(str(time.monotonic()))"
 
 @dataclass
 class Figure:
-    """One measurement: milliseconds unless the name says otherwise."""
+    """One measurement: milliseconds unless the name says otherwise.
+
+    Attributes:
+        middle: The median, unless `numbers` says otherwise.
+        high: The 95th percentile, unless `numbers` says otherwise.
+        numbers: What the two are.
+    """
 
     name: str
-    p50: float
-    p95: float
+    middle: float
+    high: float
+    numbers: str = "p50, p95"
     rival: str = ""
     rival_p50: float = 0.0
     goal: str = ""
@@ -66,7 +73,7 @@ class Figure:
     @property
     def ratio(self) -> str:
         """The median in units of the rival's."""
-        return f"{self.p50 / self.rival_p50:.2f}x" if self.rival_p50 else ""
+        return f"{self.middle / self.rival_p50:.2f}x" if self.rival_p50 else ""
 
 
 def summarise(name: str, samples: list[float], **about: Any) -> Figure:
@@ -256,7 +263,7 @@ def main() -> None:
     print(f"{'milliseconds unless said':62} {'p50':>8} {'p95':>8}  {'of rival':>8}  goal", flush=True)
     for figure in PARTS[part]() if part else collect():
         figures.append(figure)
-        print(f"{figure.name:62} {figure.p50:8.2f} {figure.p95:8.2f}  {figure.ratio:>8}  {figure.goal}", flush=True)
+        print(f"{figure.name:62} {figure.middle:8.2f} {figure.high:8.2f}  {figure.ratio:>8}  {figure.goal}", flush=True)
     build = ROOT / "build"
     build.mkdir(exist_ok=True)
     (build / "bench.json").write_text(json.dumps([asdict(figure) for figure in figures], indent=1))

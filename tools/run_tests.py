@@ -13,7 +13,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 BUILD = Path("build")
@@ -22,10 +22,12 @@ NO_TESTS = 5
 CORE = "operator/oet_operator/core/*"
 
 
-def run(log: str, *command: str) -> int:
-    """Run a command, show what it prints and keep it in build/`log`; return its exit code."""
+def run(log: str, *command: str, environ: Mapping[str, str] | None = None) -> int:
+    """Run a command, with more environment if some is given; show what it prints, keep it in build/`log`; return its exit code."""
     with (BUILD / log).open("wb") as file:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **(environ or {})}
+        )
         assert process.stdout is not None
         while data := process.stdout.read1():
             file.write(data)

@@ -1,7 +1,8 @@
 """Run the tests that need a Kubernetes (`-m cluster`), on KUBECONFIG's cluster or else on one that is brought up for them.
 
 The image is built from this work tree and given to the nodes of the test cluster; a cluster of KUBECONFIG must be able to pull
-OET_IMAGE. Leaves build/junit-cluster.xml and build/tests-cluster.stdout. Exit code: that of the tests.
+OET_IMAGE. When all tests are run on a cluster that was brought up for them, those of bringing it up and taking it down come
+after. Leaves build/junit-cluster*.xml and build/tests-cluster*.stdout. Exit code: that of the tests.
 """
 
 from __future__ import annotations
@@ -24,23 +25,28 @@ from oet_cluster.places import Places  # noqa: E402
 from run_tests import BUILD, run  # noqa: E402
 
 
+PYTEST = (sys.executable, "-m", "pytest", "-q", "-m", "cluster")
+LIFECYCLE = "tests/cluster/test_lifecycle.py"
+"""Needs a machine on which no cluster is up."""
+
+
 @contextlib.contextmanager
-def running_cluster() -> Iterator[None]:
+def running_cluster(cluster: Cluster, was_down: bool) -> Iterator[dict[str, str]]:
     """Give the tests a cluster that has the image of this work tree; take it down if it was brought up for them.
+
+    Yields:
+        The environment of the tests.
 
     Raises:
         ClusterError: It cannot be brought up.
     """
     if os.environ.get("KUBECONFIG"):
-        yield
+        yield {}
         return
-    cluster = Cluster(Places.from_environ(os.environ))
-    was_down = cluster.observe_state() is State.DOWN
     try:
         cluster.up()
         load_image(cluster)
-        os.environ["KUBECONFIG"] = str(cluster.places.kubeconfig)
-        yield
+        yield {"KUBECONFIG": str(cluster.places.kubeconfig)}
     finally:
         if was_down:
             cluster.down()
@@ -59,10 +65,17 @@ def load_image(cluster: Cluster) -> None:
 def main() -> int:
     """Run the tests. Returns the exit code."""
     BUILD.mkdir(exist_ok=True)
-    pytest = [sys.executable, "-m", "pytest", "-q", "-m", "cluster", f"--junitxml={BUILD}/junit-cluster.xml"]
+    cluster = Cluster(Places.from_environ(os.environ))
     try:
-        with running_cluster():
-            return run("tests-cluster.stdout", *pytest, *sys.argv[1:])
+        was_down = not os.environ.get("KUBECONFIG") and cluster.observe_state() is State.DOWN
+        with running_cluster(cluster, was_down) as environ:
+            report = f"--junitxml={BUILD}/junit-cluster.xml"
+            result = run("tests-cluster.stdout", *PYTEST, report, *sys.argv[1:], environ=environ)
+        if was_down and not sys.argv[1:]:
+            report = f"--junitxml={BUILD}/junit-cluster-lifecycle.xml"
+            environ = {"OET_CLUSTER": "1"}
+            result = max(result, run("tests-cluster-lifecycle.stdout", *PYTEST, report, LIFECYCLE, environ=environ))
+        return result
     except ClusterError as error:
         print(f"test_cluster: {error}", file=sys.stderr)
         return 1
