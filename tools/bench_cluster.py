@@ -221,7 +221,9 @@ def measure_writes(bench: Bench) -> Iterator[Figure]:
             own.append(float(sum(made.values())))
             runners.append(float(len(changes) - made["PATCH"]))
         yield Figure(f"writes of the operator: {kind}", statistics.median(own), max(own), "p50, most", goal="<= 3")
-        yield Figure(f"writes of the runner: {kind}", statistics.median(runners), max(runners), "p50, most", goal="<= 4")
+        yield Figure(
+            f"writes of the runner: {kind}", statistics.median(runners), max(runners), "p50, most", goal="<= 4"
+        )
 
 
 def measure_load(bench: Bench) -> Iterator[Figure]:
@@ -248,7 +250,9 @@ def measure_memory(kubectl: Kubectl, folder: Path) -> Figure:
             line for line in Path(f"/proc/{operator.pid}/status").read_text().splitlines() if line.startswith("VmHWM")
         )
         now = read_pss_kib(operator.pid) / 1024
-    return Figure(f"operator with {FINISHED} finished, MiB", now, int(peak.split()[1]) / 1024, "now, peak", goal="< 120")
+    return Figure(
+        f"operator with {FINISHED} finished, MiB", now, int(peak.split()[1]) / 1024, "now, peak", goal="< 120"
+    )
 
 
 def measure_aborts(bench: Bench, is_prearmed: bool) -> Figure:

@@ -23,7 +23,7 @@ CORE = "operator/oet_operator/core/*"
 
 
 def run(log: str, *command: str, environ: Mapping[str, str] | None = None) -> int:
-    """Run a command, with more environment if some is given; show what it prints, keep it in build/`log`; return its exit code."""
+    """Run a command with this environment on top; show what it prints and keep it in build/`log`; return its exit code."""
     with (BUILD / log).open("wb") as file:
         process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env={**os.environ, **(environ or {})}

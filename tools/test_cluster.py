@@ -24,7 +24,6 @@ from oet_cluster.errors import ClusterError  # noqa: E402
 from oet_cluster.places import Places  # noqa: E402
 from run_tests import BUILD, run  # noqa: E402
 
-
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-m", "cluster")
 LIFECYCLE = "tests/cluster/test_lifecycle.py"
 """Needs a machine on which no cluster is up."""
