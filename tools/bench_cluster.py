@@ -2,8 +2,8 @@
 
 Operator and REST server run as processes of this machine, as their Pods would; scripts run in Pods of a namespace made for the
 run and removed after it. All clocks are CLOCK_MONOTONIC, which processes and containers of one machine share: the node must be
-this machine. Arguments choose parts (cold, prepared, writes, load, aborts, memory); all when there are none. Prints two numbers for
-each and says which they are, and writes build/bench-cluster.json.
+this machine. Arguments choose parts (cold, prepared, writes, load, aborts, memory); all when there are none. Prints two numbers
+for each and says which they are, and writes build/bench-cluster.json.
 """
 
 from __future__ import annotations
