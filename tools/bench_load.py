@@ -226,11 +226,18 @@ def fill_with_finished(kubectl: Kubectl, count: int) -> None:
     asyncio.run(_fill(kubectl, count))
 
 
-def compute_quantile(before: str, after: str, share: float) -> float:
-    """Return a quantile of the reaction between two readings of the numbers, in seconds: within a bucket, in proportion."""
+def compute_quantile(name: str, before: str, after: str, share: float) -> float:
+    """Return a quantile of a histogram between two readings of the numbers, in seconds: within a bucket, in proportion.
+
+    Args:
+        name: Of the histogram; of one with the label `verb` the PATCHes are taken.
+        before: The first reading.
+        after: The second.
+        share: Which quantile.
+    """
 
     def read(text: str) -> dict[float, float]:
-        found = re.findall(r'oet_operator_reaction_seconds_bucket\{le="([^"]+)"\} ([\d.]+)', text)
+        found = re.findall(name + r'_bucket\{le="([^"]+)"(?:,verb="PATCH")?\} ([\d.]+)', text)
         return {float(bound): float(count) for bound, count in found}
 
     old, new = read(before), read(after)

@@ -47,5 +47,6 @@ def list_operator_metrics() -> list[Sequence[str]]:
     metrics = Metrics(vitals)
     vitals.reconciler = Reconciler(client, Paths("n"), Settings(), {}, cast(Any, metrics))
     metrics.events["Pod"] += 1
+    metrics.on_answered("GET", 0.0)
     metrics.on_look(0.0, "ApiConflictError")
     return list(_list_rows(metrics.render().decode()))

@@ -198,6 +198,7 @@ def test_web_answers_with_health_readiness_and_metrics() -> None:
     metrics.on_look(0.01)
     metrics.on_look(0.01, "ApiConflictError")
     metrics.on_write(time.monotonic())
+    vitals.client.on_answered("PATCH", 0.004)
     answers = _read_all(vitals, metrics)
     assert answers["healthz"] == (200, "ok\n")
     assert answers["readyz"][0] == 503
@@ -211,6 +212,7 @@ def test_web_answers_with_health_readiness_and_metrics() -> None:
         'oet_operator_failures_total{error="ApiConflictError"} 1.0',
         "oet_operator_look_seconds_count 2.0",
         "oet_operator_reaction_seconds_count 1.0",
+        'oet_operator_request_seconds_bucket{le="0.005",verb="PATCH"} 1.0',
         "oet_operator_leader 1.0",
     ):
         assert line in lines

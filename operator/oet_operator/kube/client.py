@@ -55,6 +55,7 @@ class KubeClient:
     Attributes:
         counts: Requests so far by verb and status; 0 stands for no answer.
         writes: Those that changed something, by verb and resource.
+        on_answered: Is told the verb of each request and how many seconds it took, with or without an answer; must not fail.
     """
 
     def __init__(self, read_credentials: Callable[[], Credentials]) -> None:
@@ -65,6 +66,7 @@ class KubeClient:
         self._headers_until = 0.0
         self.counts: Counter[tuple[str, int]] = Counter()
         self.writes: Counter[tuple[str, str]] = Counter()
+        self.on_answered: Callable[[str, float], None] = lambda _verb, _seconds: None
 
     async def open(self) -> None:
         """Read the credentials and get ready."""
@@ -99,7 +101,7 @@ class KubeClient:
         assert self._session is not None
         data = None if body is None else orjson.dumps(body)
         all_headers = {"Content-Type": "application/json", **self._get_headers(), **(headers or {})}
-        status = 0
+        status, begun = 0, time.monotonic()
         try:
             async with self._session.request(verb, self._server + path, data=data, headers=all_headers) as response:
                 answer = _parse(await response.read())
@@ -108,6 +110,7 @@ class KubeClient:
             raise ApiUnavailableError(0, "", f"no answer from the API server: {error!r}") from error
         finally:
             self.counts[verb, status] += 1
+            self.on_answered(verb, time.monotonic() - begun)
         if status >= 400:
             if status == 401:
                 self._headers_until = 0.0

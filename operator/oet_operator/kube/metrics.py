@@ -28,10 +28,20 @@ class Metrics:
         self._vitals = vitals
         self.events = Counter[str]()
         self._failures = Counter[str]()
-        self._reaction = self._build_histogram("oet_operator_reaction_seconds", "From an event to the write it caused.")
+        self._reaction = self._build_histogram(
+            "oet_operator_reaction_seconds", "From an event to the sending of the write it causes."
+        )
         self._look = self._build_histogram(
             "oet_operator_look_seconds", "One look at one execution, its writes included."
         )
+        self._requests = Histogram(
+            "oet_operator_request_seconds",
+            "From a request to the API server's answer.",
+            labelnames=("verb",),
+            registry=self._registry,
+            buckets=BUCKETS_SECONDS,
+        )
+        vitals.client.on_answered = self.on_answered
         self._registry.register(_Live(self))
         ProcessCollector(registry=self._registry)
 
@@ -45,8 +55,12 @@ class Metrics:
             self._failures[failure] += 1
 
     def on_write(self, since: float) -> None:
-        """Note that what was seen at `since` (monotonic seconds) is answered by a write."""
+        """Note that what was seen at `since` (monotonic seconds) leads to a write, which is sent now."""
         self._reaction.observe(time.monotonic() - since)
+
+    def on_answered(self, verb: str, seconds: float) -> None:
+        """Note how long a request took."""
+        self._requests.labels(verb).observe(seconds)
 
     def render(self) -> bytes:
         """Return all numbers in Prometheus' text format."""

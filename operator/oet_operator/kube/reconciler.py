@@ -105,7 +105,7 @@ class Observer(Protocol):
         """A look at an execution took so long; the failure's kind if it failed."""
 
     def on_write(self, since: float) -> None:
-        """What was seen at `since` (monotonic seconds) has led to a write."""
+        """What was seen at `since` (monotonic seconds) leads to a write, which is sent now."""
 
     def on_change(self, execution: ScriptExecution, before: ScriptExecutionStatus) -> None:
         """The status of an execution was written."""
@@ -213,7 +213,7 @@ class Reconciler:
             self._observer.on_look(time.monotonic() - begun, failure)
 
     def _note_write(self, uid: str) -> None:
-        """Have the first write measured that a look leads to."""
+        """Have the first write measured that a look leads to; how long the API server takes for it is measured apart."""
         if (since := self._seen_at.pop(uid, None)) is not None:
             self._observer.on_write(since)
 
@@ -292,6 +292,7 @@ class Reconciler:
             return stored
         metadata = {"resourceVersion": stored.metadata.resource_version}
         path = self._paths.status(stored.metadata.name)
+        self._note_write(stored.uid)
         try:
             wire = await self._client.patch(path, {"metadata": metadata, "status": changes})
         except ApiConflictError:
@@ -299,7 +300,6 @@ class Reconciler:
             raise
         except ApiMissingError:
             return stored  # It is being removed: the watch will tell.
-        self._note_write(stored.uid)
         self.cache.put_execution(wire)
         execution = self.cache.executions.get(stored.uid) or parse_execution(wire)
         self._observer.on_change(execution, stored.status)
@@ -342,6 +342,7 @@ class Reconciler:
     async def _create_pod(self, execution: ScriptExecution) -> None:
         try:
             pod = self._build_pod(execution)
+            self._note_write(execution.uid)
             wire = await self._client.post(self._paths.pods, pod)
         except ApiConflictError:
             wire = await self._client.get(self._paths.pod(execution.status.pod_name or ""))
@@ -354,7 +355,6 @@ class Reconciler:
             self.cache.put_refusal(execution.uid, f"podTemplate is not part of a Pod: {error!r}", is_final=True)
             self.queue.add_after(execution.uid, 0.0)
             return
-        self._note_write(execution.uid)
         if uid := self.cache.put_pod(wire):
             self.queue.add(uid)
 
