@@ -3,13 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
@@ -17,8 +11,9 @@ import pytest
 from oet_cluster.kubectl import Kubectl
 from oet_cluster.places import Places
 from oet_support import wait_until
-from oet_support_chart import CHART, find_helm
-from oet_support_cluster import IMAGE
+from oet_support_chart import find_helm
+from oet_support_cluster import keeping_a_folder
+from oet_support_cluster import run_chart_tool as run_tool
 from oet_support_executions import Executions
 
 from oet_crds.names import API_MAJOR
@@ -28,7 +23,6 @@ from oet_crds.topics import EntryKind, Topic
 
 pytestmark = pytest.mark.cluster
 
-TOOL = CHART.parents[1] / "tools" / "chart.py"
 ABORT = "def init(subarray_id): print('abort', subarray_id)\ndef main(): print('aborted')"
 MESSAGES = 50
 TALKATIVE = f"""
@@ -62,20 +56,6 @@ def main(other):
     ]
     assert set(answers) == {403}, answers
 """
-
-
-def run_tool(kubectl: Kubectl, *arguments: str) -> str:
-    command = [sys.executable, str(TOOL), *arguments, f"--namespace={kubectl.namespace}"]
-    environ = {
-        **os.environ,
-        "KUBECONFIG": str(kubectl.kubeconfig),
-        "OET_IMAGE": IMAGE,
-        "NO_PROXY": "*",
-        "no_proxy": "*",
-    }
-    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
 
 
 @pytest.fixture(scope="module")
@@ -174,18 +154,8 @@ def kept(deployed: Kubectl, places: Places) -> Iterator[str]:
     """A claim on a folder of this machine, as a volume that outlives every Pod."""
     if deployed.kubeconfig != places.kubeconfig:
         pytest.skip("the node must be this machine: the volume is a folder of it")
-    folder = Path(tempfile.mkdtemp(prefix="oet-timeline-"))
-    folder.chmod(0o777)
-    name = f"{deployed.namespace}-timeline"
-    common = {"accessModes": ["ReadWriteOnce"], "storageClassName": ""}
-    volume = {**common, "capacity": {"storage": "1Gi"}, "hostPath": {"path": str(folder)}}
-    claim = {**common, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": name}
-    for kind, called, spec in (("PersistentVolume", name, volume), ("PersistentVolumeClaim", "kept", claim)):
-        manifest = {"apiVersion": "v1", "kind": kind, "metadata": {"name": called}, "spec": spec}
-        deployed.run("apply", "--filename=-", manifest=manifest)
-    yield "kept"
-    deployed.run("delete", "persistentvolume", name, "--wait=false")
-    shutil.rmtree(folder)
+    with keeping_a_folder(deployed) as claim:
+        yield claim
 
 
 def ask_api(kubectl: Kubectl, path: str) -> Any:

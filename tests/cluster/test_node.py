@@ -15,7 +15,7 @@ from oet_cluster.api import has_available_replica, is_node_ready
 from oet_cluster.certs import CERTIFICATES, build_extensions, build_kubeconfig
 from oet_cluster.components import Component, build_command
 from oet_cluster.images import get_coredns_image
-from oet_cluster.node import render_system
+from oet_cluster.node import has_pod_rules, render_system
 from oet_cluster.places import Places
 
 PLACES = Places(work=Path("/w"), cache=Path("/c"))
@@ -49,6 +49,12 @@ def test_every_component_has_a_command_line_of_flags(component: Component) -> No
         pytest.param(Component.CONTROLLER_MANAGER, "leader-elect", "false", id="alone"),
         pytest.param(Component.KUBELET, "hostname-override", network.NODE_NAME, id="own name"),
         pytest.param(Component.PROXY, "config", "/w/config/proxy.json", id="own configuration"),
+        pytest.param(Component.POLICIES, "run-firewall", "true", id="policies"),
+        pytest.param(Component.POLICIES, "run-router", "false", id="no routes"),
+        pytest.param(Component.POLICIES, "run-service-proxy", "false", id="no services"),
+        pytest.param(Component.POLICIES, "hostname-override", network.NODE_NAME, id="the node it is on"),
+        pytest.param(Component.POLICIES, "service-cluster-ip-range", network.SERVICES, id="the range of the Services"),
+        pytest.param(Component.POLICIES, "health-port", "0", id="no port that Pods reach"),
     ],
 )
 def test_component_is_told_what_matters(component: Component, flag: str, value: str) -> None:
@@ -98,6 +104,44 @@ def test_pod_network_and_proxy_agree_on_the_range() -> None:
     (bridge,) = components.build_cni_config()["plugins"]
     assert bridge["ipam"]["ranges"] == [[{"subnet": components.build_proxy_config(PLACES)["clusterCIDR"]}]]
     assert bridge["bridge"] == network.BRIDGE
+
+
+RULES = """
+-A FORWARD -m comment --comment "kube-router netpol - 4IA2OSFRMVNDXBVV" -j KUBE-ROUTER-FORWARD
+{}
+-A KUBE-ROUTER-FORWARD -m comment --comment "rule to explicitly ACCEPT traffic" -j ACCEPT
+"""
+POD_RULE = '-A KUBE-ROUTER-FORWARD -s 10.244.0.2/32 -m comment --comment "from POD name:dns" -j KUBE-POD-FW-3FJ2QW7K'
+
+
+@pytest.mark.parametrize(
+    ("rules", "has_rules"),
+    [
+        pytest.param("", False, id="nothing yet"),
+        pytest.param(RULES.format(""), False, id="no Pod yet"),
+        pytest.param(RULES.format(":KUBE-POD-FW-3FJ2QW7K - [0:0]"), False, id="nothing leads to the Pod's"),
+        pytest.param(RULES.format(POD_RULE), True, id="one Pod"),
+    ],
+)
+def test_policies_are_in_force_when_a_pods_packets_go_through_rules(rules: str, has_rules: bool) -> None:
+    assert has_pod_rules(rules) is has_rules
+
+
+def test_policy_controller_only_looks() -> None:
+    documents = list(yaml.safe_load_all(render_system()))
+    subject = {"apiGroup": "rbac.authorization.k8s.io", "kind": "User", "name": "kube-router"}
+    (binding,) = [document for document in documents if subject in document.get("subjects", [])]
+    (role,) = [
+        document
+        for document in documents
+        if document["kind"] == "ClusterRole" and document["metadata"]["name"] == binding["roleRef"]["name"]
+    ]
+    assert {verb for rule in role["rules"] for verb in rule["verbs"]} == {"list", "watch", "get"}
+    assert "secrets" not in str(role)
+    (own,) = [rule for rule in role["rules"] if "get" in rule["verbs"]]
+    assert (own["resources"], own["resourceNames"]) == (["nodes"], [network.NODE_NAME])
+    (certificate,) = [each for each in CERTIFICATES if each.subject == "/CN=kube-router"]
+    assert certificate.name == "policies"
 
 
 def test_system_manifest_is_filled_in() -> None:

@@ -17,6 +17,7 @@ from oet_cluster.toolchain import (
     COREDNS,
     ETCD,
     KIND,
+    KUBE_ROUTER,
     KUBERNETES,
     NODE_MODULES,
     PAUSE,
@@ -61,6 +62,17 @@ def test_kubernetes_is_told_its_version() -> None:
     (link,) = [flag for flag in build_flags(KUBERNETES, "v1.35.4") if flag.startswith("-ldflags=")]
     assert "k8s.io/component-base/version.gitVersion=v1.35.4" in link
     assert "k8s.io/component-base/version.gitMinor=35" in link
+
+
+def test_policy_controller_says_its_version_in_its_log() -> None:
+    (link,) = [flag for flag in build_flags(KUBE_ROUTER, "v2.1.0") if flag.startswith("-ldflags=")]
+    assert link.endswith("/kube-router/v2/pkg/version.Version=v2.1.0")
+
+
+@pytest.mark.parametrize("program", ["iptables", "ipset"])
+def test_node_requires_the_programs_that_enforce_policies(program: str) -> None:
+    (found,) = [requirement for requirement in packages.OWN_NODE if requirement.program == program]
+    assert found.package == program
 
 
 @pytest.mark.parametrize("module", [ETCD, COREDNS, PAUSE, KIND], ids=lambda module: module.folder)

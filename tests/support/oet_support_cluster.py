@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import http.client
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from oet_cluster.cluster import Cluster, State
 from oet_cluster.kubectl import Kubectl, find_kubectl
 from oet_cluster.places import Places
 from oet_support import find_free_port
+from oet_support_chart import CHART
 from oet_support_git import Origin
 
 from oet_crds.names import GROUP, PLURAL
@@ -28,9 +31,11 @@ __all__ = [
     "RESOURCE",
     "Operator",
     "define_executions",
+    "keeping_a_folder",
     "making_namespace",
     "prepare_namespace",
     "reaching_cluster",
+    "run_chart_tool",
     "running_operator",
     "serving_in_a_pod",
 ]
@@ -40,6 +45,7 @@ IMAGE = "localhost/ska-oso-oet:latest"
 
 RESOURCE = f"{PLURAL}.{GROUP}"
 DEFINITION = Path(__file__).parents[2] / "crds" / "generated"
+CHART_TOOL = CHART.parents[1] / "tools" / "chart.py"
 SERVE = (
     "git clone --quiet --bare /bundle/scripts /tmp/scripts && exec git daemon --export-all --base-path=/tmp --verbose"
 )
@@ -121,6 +127,40 @@ def serving_in_a_pod(kubectl: Kubectl, origin: Origin) -> Iterator[str]:
         yield f"git://{address}/scripts"
     finally:
         kubectl.run("delete", "pod/origin", "configmap/origin", "--grace-period=0", "--force")
+
+
+def run_chart_tool(kubectl: Kubectl, *arguments: str) -> str:
+    """Run tools/chart.py for the image of this work tree and the namespace of a kubectl; returns what it printed."""
+    command = [sys.executable, str(CHART_TOOL), *arguments, f"--namespace={kubectl.namespace}"]
+    environ = {
+        **os.environ,
+        "KUBECONFIG": str(kubectl.kubeconfig),
+        "OET_IMAGE": IMAGE,
+        "NO_PROXY": "*",
+        "no_proxy": "*",
+    }
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@contextmanager
+def keeping_a_folder(kubectl: Kubectl) -> Iterator[str]:
+    """Give a claim in a namespace on a new folder of this machine, which must be the node: a volume that outlives every Pod."""
+    folder = Path(tempfile.mkdtemp(prefix="oet-timeline-"))
+    folder.chmod(0o777)
+    name = f"{kubectl.namespace}-timeline"
+    common = {"accessModes": ["ReadWriteOnce"], "storageClassName": ""}
+    volume = {**common, "capacity": {"storage": "1Gi"}, "hostPath": {"path": str(folder)}}
+    claim = {**common, "resources": {"requests": {"storage": "1Gi"}}, "volumeName": name}
+    for kind, called, spec in (("PersistentVolume", name, volume), ("PersistentVolumeClaim", "kept", claim)):
+        manifest = {"apiVersion": "v1", "kind": kind, "metadata": {"name": called}, "spec": spec}
+        kubectl.run("apply", "--filename=-", manifest=manifest)
+    try:
+        yield "kept"
+    finally:
+        kubectl.run("delete", "persistentvolume", name, "--wait=false")
+        shutil.rmtree(folder)
 
 
 class Operator:

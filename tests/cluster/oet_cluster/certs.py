@@ -57,6 +57,7 @@ CERTIFICATES = (
     Certificate("controller-manager", "/CN=system:kube-controller-manager"),
     Certificate("scheduler", "/CN=system:kube-scheduler"),
     Certificate("proxy", "/CN=system:kube-proxy"),
+    Certificate("policies", "/CN=kube-router"),
 )
 
 

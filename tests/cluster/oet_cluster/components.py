@@ -41,6 +41,8 @@ class Component(StrEnum):
     SCHEDULER = "scheduler"
     KUBELET = "kubelet"
     PROXY = "proxy"
+    POLICIES = "policies"
+    """kube-router, only for what it makes of NetworkPolicies. It asks for the node at once, and ends if there is none."""
 
 
 def build_command(component: Component, places: Places, locate: Locate) -> list[str]:
@@ -53,6 +55,7 @@ def build_command(component: Component, places: Places, locate: Locate) -> list[
         Component.SCHEDULER: _build_scheduler,
         Component.KUBELET: _build_kubelet,
         Component.PROXY: _build_proxy,
+        Component.POLICIES: _build_policies,
     }[component]
     return build(places, locate)
 
@@ -149,6 +152,28 @@ def _build_kubelet(places: Places, locate: Locate) -> list[str]:
 
 def _build_proxy(places: Places, locate: Locate) -> list[str]:
     return [str(locate("kube-proxy")), f"--config={places.config / 'proxy.json'}"]
+
+
+def _build_policies(places: Places, locate: Locate) -> list[str]:
+    return [
+        str(locate("kube-router")),
+        f"--kubeconfig={places.config / 'policies.kubeconfig'}",
+        f"--hostname-override={network.NODE_NAME}",
+        f"--service-cluster-ip-range={network.SERVICES}",
+        "--run-firewall=true",
+        # Routes and Services are others' here.
+        "--run-router=false",
+        "--run-service-proxy=false",
+        "--run-loadbalancer=false",
+        "--enable-cni=false",
+        # They would listen on all addresses, so to Pods.
+        "--health-port=0",
+        "--metrics-port=0",
+        # Rules follow Pods and policies as they change; this is for what somebody else did to the rules.
+        "--iptables-sync-period=30s",
+        # Says when it began and ended each change of the rules.
+        "--v=1",
+    ]
 
 
 def build_containerd_config(places: Places) -> str:

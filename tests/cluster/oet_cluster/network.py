@@ -100,7 +100,13 @@ def connect(namespaces: Namespaces) -> None:
         ["route", "add", "default", "dev", NODE_DEVICE],
     ):
         namespaces.run(["ip", *command])
-    namespaces.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.route_localnet=1"])
+    settings = (
+        "net.ipv4.ip_forward=1",
+        "net.ipv4.conf.all.route_localnet=1",
+        # Pods of one node reach each other over the bridge: without this no rule would see it.
+        "net.bridge.bridge-nf-call-iptables=1",
+    )
+    namespaces.run(["sysctl", "-qw", *settings])
     # So tests on the machine reach Pods and Services by address.
     for network in (PODS, SERVICES):
         _ip(["route", "add", network, "via", NODE_ADDRESS, "dev", HOST_DEVICE])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Callable, Mapping
@@ -25,18 +26,19 @@ from oet_cluster.processes import INIT, Namespaces
 from oet_cluster.toolchain import NODE_MODULES, Toolchain
 from oet_cluster.waiting import wait_for
 
-__all__ = ["OwnNode", "render_system"]
+__all__ = ["OwnNode", "has_pod_rules", "render_system"]
 
 _READY_SECONDS = 120.0
 """Each step takes at most a few seconds on two idle cores; this is for a machine that also runs a test suite."""
 
-_KUBECONFIGS = ("admin", "kubelet", "controller-manager", "scheduler", "proxy")
+_KUBECONFIGS = ("admin", "kubelet", "controller-manager", "scheduler", "proxy", "policies")
 
 _DOWN_FIRST = (
     Component.KUBELET,
     Component.CONTROLLER_MANAGER,
     Component.SCHEDULER,
     Component.PROXY,
+    Component.POLICIES,
     Component.API_SERVER,
 )
 """Who would start containers again, or complain, while they are being removed."""
@@ -46,8 +48,16 @@ def render_system() -> str:
     """Return the manifest of what belongs to the cluster itself, filled in."""
     text = (REPOSITORY_FOLDER / "manifests" / "system.yaml").read_text(encoding="utf-8")
     return Template(text).substitute(
-        coredns_image=get_coredns_image(), dns_address=network.DNS_ADDRESS, domain=network.DOMAIN
+        coredns_image=get_coredns_image(),
+        dns_address=network.DNS_ADDRESS,
+        domain=network.DOMAIN,
+        node=network.NODE_NAME,
     )
+
+
+def has_pod_rules(rules: str) -> bool:
+    """Tell whether a table, as `iptables-save` prints it, leads the packets of at least one Pod through kube-router's rules."""
+    return re.search(r"^-A KUBE-ROUTER-FORWARD .*-j KUBE-POD-FW-", rules, re.MULTILINE) is not None
 
 
 class OwnNode:
@@ -119,8 +129,11 @@ class OwnNode:
         self._wait(self._is_default_account_there, Component.CONTROLLER_MANAGER)
         self._wait(lambda: is_node_ready(self._api.read(f"/api/v1/nodes/{network.NODE_NAME}")), Component.KUBELET)
         report("node ready")
+        self.start_component(Component.POLICIES)
         self._wait(lambda: has_available_replica(self._read_coredns()), Component.KUBELET)
         report("DNS ready")
+        self._wait(self._has_rules_for_a_pod, Component.POLICIES)
+        report("network policies in force")
 
     def _build_reporter(self) -> Callable[[str], None]:
         began = time.monotonic()
@@ -176,6 +189,10 @@ class OwnNode:
 
     def _read_coredns(self) -> Mapping[str, Any] | None:
         return self._api.read("/apis/apps/v1/namespaces/kube-system/deployments/coredns")
+
+    def _has_rules_for_a_pod(self) -> bool:
+        """Tell whether the Pods that run have rules: DNS always has a Pod."""
+        return has_pod_rules(self._namespaces.run(["iptables-save", "--table", "filter"]))
 
     def _import_images(self) -> None:
         log = self._places.logs / f"{Component.CONTAINERD}.log"

@@ -36,6 +36,8 @@ OWN_NODE = (
     Requirement("/usr/lib/cni/bridge", "containernetworking-plugins"),
     Requirement("/usr/lib/cni/host-local", "containernetworking-plugins"),
     Requirement("iptables", "iptables"),
+    Requirement("ipset", "ipset"),
+    Requirement("/proc/sys/net/bridge", None, "load what makes a bridge obey iptables: modprobe br_netfilter"),
     Requirement("ip", "iproute2"),
     Requirement("nsenter", "util-linux"),
     Requirement("unshare", "util-linux"),

@@ -64,7 +64,13 @@ KUBERNETES = GoModule(
     {program: f"k8s.io/kubernetes/cmd/{program}" for program in _K8S_PROGRAMS},
     ("k8s.io/component-base/version.gitVersion", "k8s.io/client-go/pkg/version.gitVersion"),
 )
-NODE_MODULES = (PAUSE, ETCD, KUBERNETES, COREDNS)
+KUBE_ROUTER = GoModule(
+    "kube-router",
+    "github.com/cloudnativelabs/kube-router/v2",
+    {"kube-router": "github.com/cloudnativelabs/kube-router/v2/cmd/kube-router"},
+    ("github.com/cloudnativelabs/kube-router/v2/pkg/version.Version",),
+)
+NODE_MODULES = (PAUSE, ETCD, KUBERNETES, COREDNS, KUBE_ROUTER)
 """What a node of our own needs."""
 
 
