@@ -1,7 +1,7 @@
 """Load for the operator without Pods that cost anything: executions are created at a rate, and their Pods and runners simulated.
 
-The Pods name a node that does not exist, so that no scheduler and no kubelet looks at them; whatever node and runner would write
-is written here.
+The Pods are on a node that is nothing but an object, so that no scheduler and no kubelet looks at them, and nobody removes them;
+whatever node and runner would write is written here.
 """
 
 from __future__ import annotations

@@ -826,7 +826,7 @@ def test_smoke_test_fails_where_no_server_is(monkeypatch: pytest.MonkeyPatch) ->
     command = [sys.executable, str(CHART / "files" / "smoke.py")]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 1
-    assert "GET http://127.0.0.1:9/readyz" in done.stderr
+    assert "http://127.0.0.1:9 is not reached" in done.stderr
 
 
 def test_smoke_test_knows_the_final_states() -> None:

@@ -106,7 +106,15 @@ def create_pods(kubectl: Kubectl) -> None:
 
 
 def get_address(kubectl: Kubectl, pod: str) -> str:
-    return kubectl.run("get", "pod", pod, "--output=jsonpath={.status.podIP}").strip()
+    """Return a Pod's address, which the kubelet may tell after the runner has told that the script runs."""
+    found: list[str] = []
+
+    def look() -> bool:
+        found[:] = [kubectl.run("get", "pod", pod, "--output=jsonpath={.status.podIP}").strip()]
+        return bool(found[0])
+
+    wait_until(look, PATIENCE_SECONDS, f"{pod} has no address")
+    return found[0]
 
 
 def find_pod(kubectl: Kubectl, component: str) -> str:

@@ -183,6 +183,34 @@ def test_database_that_does_not_answer_is_said(client: Tango) -> None:
         client.read(Attribute(f"tango://127.0.0.1:1/{SUBARRAY}", "obsState"))
 
 
+@pytest.mark.parametrize(("failures", "is_reached"), [(0, True), (3, True), (1000, False)])
+def test_first_device_is_tried_until_the_database_is_reached(device: str, failures: int, is_reached: bool) -> None:
+    calls: list[str] = []
+
+    def connect(name: str) -> Any:
+        calls.append(name)
+        late = f"tango://127.0.0.1:1/{SUBARRAY}" if len(calls) <= failures else name
+        return load_tango().DeviceProxy(late)
+
+    client = Tango(proxy_factory=connect)
+    client.contact_seconds = 30.0 if is_reached else 0.5
+    if is_reached:
+        assert client.get_proxy(device).ping() >= 0
+        assert len(calls) == failures + 1
+    else:
+        with pytest.raises(DatabaseDown):
+            client.get_proxy(device)
+        assert 1 < len(calls) < 1000
+
+
+def test_database_that_is_lost_later_is_said_at_once(device: str) -> None:
+    client = Tango()
+    client.contact_seconds = 600.0
+    client.get_proxy(device)
+    with pytest.raises(DatabaseDown):
+        client.get_proxy(f"tango://127.0.0.1:1/{SUBARRAY}")
+
+
 def run_script(source: str, **environ: str) -> subprocess.CompletedProcess[str]:
     # The files that name a control system for the whole machine must not help.
     env = {name: value for name, value in os.environ.items() if name != "TANGO_HOST"} | environ

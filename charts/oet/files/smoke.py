@@ -15,6 +15,9 @@ BASE = SERVER + os.environ["OET_BASE"]
 PATIENCE_SECONDS = 180.0
 """A node that has never run a script pulls the image first."""
 
+CONTACT_SECONDS = 30.0
+"""With some network plug-ins the policies that let this Pod reach the server are in force a moment after it has begun."""
+
 SOURCE = 'def main(name):\n    print(f"hello {name}")\n'
 FINAL = ("COMPLETE", "STOPPED", "FAILED", "UNKNOWN")
 
@@ -30,6 +33,21 @@ def ask(method: str, url: str, body: Any = None) -> Any:
         sys.exit(f"{method} {url}: {error.code} {error.read().decode(errors='replace')}")
     except OSError as error:
         sys.exit(f"{method} {url}: {error}")
+
+
+def wait_for_contact() -> None:
+    """Wait until the server is reached, whatever it answers."""
+    deadline = time.monotonic() + CONTACT_SECONDS
+    while True:
+        try:
+            urllib.request.urlopen(f"{SERVER}/healthz", timeout=5).close()
+            return
+        except urllib.error.HTTPError:
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                sys.exit(f"{SERVER} is not reached: {error}")
+        time.sleep(0.5)
 
 
 def wait_for(url: str, *states: str) -> Any:
@@ -48,6 +66,7 @@ def main() -> None:
     """Create, start and remember one procedure."""
     # No proxy is the way to a Service of the same namespace.
     urllib.request.install_opener(urllib.request.build_opener(urllib.request.ProxyHandler({})))
+    wait_for_contact()
     ask("GET", f"{SERVER}/readyz")
     made = ask("POST", f"{BASE}/procedures/", {"script": {"script_type": "inline", "source": SOURCE}})
     url = f"{BASE}/procedures/{made['id']}"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING, Any
 
 from oet import features
-from oet.tango.errors import WrongArgument
+from oet.tango.errors import DatabaseDown, WrongArgument
 from oet.tango.library import calling
 from oet.tango.watch import Watch, get_plain
 
@@ -22,6 +23,16 @@ READ_TIMEOUT_SECONDS = 3.0
 COMMAND_TIMEOUT_SECONDS = 10.0
 """How long a device may take to accept a command: what the existing OET allows."""
 
+CONTACT_SECONDS = 5.0
+"""How long a script that has reached nothing yet bears a database that it does not reach: with some network plug-ins the policies
+that let a Pod reach it are in force a second or two after the Pod has begun. Nothing was done yet, so nothing is done twice."""
+
+_NO_HOST = "API_TangoHostNotSet"
+"""Waiting does not set it."""
+
+CONTACT_PAUSE_SECONDS = 0.1
+"""Between two attempts: each costs a refused connection."""
+
 
 class Tango:
     """A script's access to Tango devices. One serves a whole script; proxies are made once a device.
@@ -30,6 +41,7 @@ class Tango:
         poll_seconds: Pause between two readings while it polls.
         safety_seconds: Silence after which a value is read though events should tell it: some ways of losing them are silent.
         patience_seconds: How long a wait bears a device that does not answer, as while its server restarts.
+        contact_seconds: How long the first device is tried while the database is not reached.
     """
 
     def __init__(
@@ -56,6 +68,7 @@ class Tango:
         self.poll_seconds = poll_seconds
         self.safety_seconds = safety_seconds
         self.patience_seconds = patience_seconds
+        self.contact_seconds = CONTACT_SECONDS
 
     @property
     def pubsub(self) -> bool:
@@ -67,11 +80,21 @@ class Tango:
         # One for each timeout: changing that of a proxy would change it for another thread's call as well.
         key = (device, timeout_seconds)
         if key not in self._proxies:
-            with calling(device) as tango:
-                proxy = (self._factory or tango.DeviceProxy)(device)
-                proxy.set_timeout_millis(round(timeout_seconds * 1000))
-            self._proxies[key] = proxy
+            self._proxies[key] = self._make_proxy(device, timeout_seconds)
         return self._proxies[key]
+
+    def _make_proxy(self, device: str, timeout_seconds: float) -> Any:
+        deadline = time.monotonic() + (0.0 if self._proxies else self.contact_seconds)
+        while True:
+            try:
+                with calling(device) as tango:
+                    proxy = (self._factory or tango.DeviceProxy)(device)
+                    proxy.set_timeout_millis(round(timeout_seconds * 1000))
+                    return proxy
+            except DatabaseDown as error:
+                if time.monotonic() >= deadline or _NO_HOST in error.reasons:
+                    raise
+            time.sleep(CONTACT_PAUSE_SECONDS)
 
     def execute(self, command: Command, timeout: float = COMMAND_TIMEOUT_SECONDS) -> Any:
         """Send a command and return its answer.

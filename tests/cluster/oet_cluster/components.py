@@ -279,7 +279,8 @@ def build_proxy_config(places: Places) -> dict[str, Any]:
     return {
         "apiVersion": "kubeproxy.config.k8s.io/v1alpha1",
         "kind": "KubeProxyConfiguration",
-        "mode": "iptables",
+        # Not iptables: kube-router writes its whole filter table, and would undo a change that is made meanwhile.
+        "mode": "nftables",
         "clientConnection": {"kubeconfig": f"{places.config}/proxy.kubeconfig"},
         "clusterCIDR": network.PODS,
         "hostnameOverride": network.NODE_NAME,
@@ -288,5 +289,5 @@ def build_proxy_config(places: Places) -> dict[str, Any]:
         "oomScoreAdj": 0,
         # 0 leaves the machine's own connection tracking limits alone.
         "conntrack": {"maxPerCore": 0, "min": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
-        "iptables": {"minSyncPeriod": "100ms", "syncPeriod": "30s"},
+        "nftables": {"minSyncPeriod": "100ms", "syncPeriod": "30s"},
     }

@@ -37,6 +37,7 @@ OWN_NODE = (
     Requirement("/usr/lib/cni/host-local", "containernetworking-plugins"),
     Requirement("iptables", "iptables"),
     Requirement("ipset", "ipset"),
+    Requirement("nft", "nftables"),
     Requirement("/proc/sys/net/bridge", None, "load what makes a bridge obey iptables: modprobe br_netfilter"),
     Requirement("ip", "iproute2"),
     Requirement("nsenter", "util-linux"),
