@@ -10,21 +10,19 @@ import asyncio
 import os
 import re
 import time
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import kopf
 from oet_cluster.kubectl import Kubectl
 
 from oet_crds.names import (
     EXECUTION_NAME_ANNOTATION,
     GROUP,
     KIND,
-    MANAGED_LABEL,
-    MANAGED_VALUE,
     SCRIPT_CONTAINER,
     VERSION,
 )
@@ -37,11 +35,15 @@ from oet_operator.kube.paths import Paths
 
 __all__ = ["LoadResult", "compute_quantile", "fill_with_finished", "run_load"]
 
+Watch = Callable[[str, Callable[[Any], None]], AbstractContextManager[None]]
+
 NODE = "simulated"
 SOURCE = "import time\n" + "# a line of a usual script, about this long\n" * 60 + "def main(): pass\n"
 PREPARATION = (State.IDLE, State.LOADING, State.IDLE, State.READY, State.RUNNING)
 PARALLEL = 24
 """Requests under way at once."""
+START_SECONDS = 0.5
+"""Until a runner says its first word: as a container at its quickest."""
 
 
 @dataclass
@@ -122,7 +124,7 @@ class Simulation:
         self._slots = asyncio.Semaphore(PARALLEL)
         self.ended = 0
 
-    async def on_pod(self, event: Any, **_: Any) -> None:
+    def on_pod(self, event: Any) -> None:
         """Begin the life of a Pod that is seen first."""
         metadata = event["object"]["metadata"]
         if event["type"] == "ADDED" and metadata["uid"] not in self._seen:
@@ -132,6 +134,7 @@ class Simulation:
             task.add_done_callback(self._tasks.discard)
 
     async def _live(self, pod: str, name: str) -> None:
+        await asyncio.sleep(START_SECONDS)
         runner: dict[str, Any] = {"claim": pod, "transitions": _build_transitions(*PREPARATION)}
         await self._patch(self._paths.status(name), {"runner": runner})
         await asyncio.sleep(0.2)
@@ -145,36 +148,33 @@ class Simulation:
 
     async def _patch(self, path: str, status: dict[str, Any]) -> None:
         async with self._slots:
-            # Under overload the cluster itself removes Pods whose node does not exist.
+            # What ends is removed with its namespace.
             with suppress(ApiMissingError):
                 await self._client.patch(path, {"status": status})
 
 
-async def _run_load(kubectl: Kubectl, rate: int, seconds: float) -> LoadResult:
+@contextmanager
+def having_a_node(kubectl: Kubectl) -> Iterator[None]:
+    """Give the Pods a node that is there, or the cluster would remove them."""
+    kubectl.run("apply", "--filename=-", manifest={"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
+    try:
+        yield
+    finally:
+        kubectl.run("delete", "node", NODE, "--wait=false")
+
+
+async def _run_load(kubectl: Kubectl, rate: int, seconds: float, watch: Watch) -> LoadResult:
     client, paths = await _open(kubectl)
     simulation = Simulation(client, paths)
-    registry = kopf.OperatorRegistry()
+    loop = asyncio.get_running_loop()
+    with having_a_node(kubectl), watch(paths.pods, lambda event: loop.call_soon_threadsafe(simulation.on_pod, event)):
+        result = await _bring(client, paths, simulation, rate, seconds)
+    await client.close()
+    return result
 
-    @kopf.on.login(registry=registry, id="login")
-    async def _on_login(**_: Any) -> kopf.ConnectionInfo:
-        return read_credentials()
 
-    kopf.on.event("v1", "pods", registry=registry, id="pod")(simulation.on_pod)
-    settings = kopf.OperatorSettings()
-    settings.posting.enabled = False
-    settings.scanning.disabled = True
-    settings.watching.label_selectors["v1", "pods"] = f"{MANAGED_LABEL}={MANAGED_VALUE}"
-    flag = asyncio.Event()
-    watching = asyncio.create_task(
-        kopf.operator(
-            registry=registry,
-            settings=settings,
-            namespaces=[paths.namespace],
-            standalone=True,
-            stop_flag=flag,  # type: ignore[arg-type]
-        )
-    )
-    await asyncio.sleep(1.0)
+async def _bring(client: KubeClient, paths: Paths, simulation: Simulation, rate: int, seconds: float) -> LoadResult:
+    """Create executions at a rate, and wait until all have ended."""
     template = {"spec": {"nodeName": NODE}}
     result = LoadResult(cpu_seconds=read_all_cpu_seconds())
     slots, begun, posts = asyncio.Semaphore(PARALLEL), time.monotonic(), []
@@ -193,15 +193,12 @@ async def _run_load(kubectl: Kubectl, rate: int, seconds: float) -> LoadResult:
         await asyncio.sleep(0.05)
     result.seconds = time.monotonic() - begun
     result.rate = simulation.ended / result.seconds
-    flag.set()
-    await watching
-    await client.close()
     return result
 
 
-def run_load(kubectl: Kubectl, rate: int, seconds: float) -> LoadResult:
-    """Create executions at a rate and simulate their Pods, until all have ended."""
-    return asyncio.run(_run_load(kubectl, rate, seconds))
+def run_load(kubectl: Kubectl, rate: int, seconds: float, watch: Watch) -> LoadResult:
+    """Create executions at a rate and simulate their Pods, until all have ended; `watch` tells of objects from a thread."""
+    return asyncio.run(_run_load(kubectl, rate, seconds, watch))
 
 
 async def _fill(kubectl: Kubectl, count: int) -> None:
