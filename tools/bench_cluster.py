@@ -235,13 +235,14 @@ def count_writes_of_one(bench: Bench, name: str, spec: dict[str, Any]) -> tuple[
         return bench.count_writes() - before, len(changes)
 
 
-def measure_load(bench: Bench) -> Iterator[Figure]:
+def measure_load(kubectl: Kubectl, operator: Operator) -> Iterator[Figure]:
     """Measure event -> write, and how long the API server takes, from the operator's numbers, with simulated Pods."""
+    world = Executions(kubectl)
     for rate in RATES:
-        before = bench.metrics
-        result = run_load(bench.kubectl, rate, 20, lambda path, tell: watching(bench.world, path, tell))
-        after = bench.metrics
-        share = result.operator_share(bench.operator.pid) * 100
+        before = operator.read("/metrics")
+        result = run_load(kubectl, rate, 20, lambda path, tell: watching(world, path, tell))
+        after = operator.read("/metrics")
+        share = result.operator_share(operator.pid) * 100
         about = f"{rate}/s asked for, {result.rate:.0f}/s reached, {share:.0f} % CPU"
         for what, histogram, goal in (
             (f"event -> write sent, {about}", "oet_operator_reaction_seconds", "p99 <= 25 ms at 100/s"),
@@ -317,12 +318,11 @@ PARTS: dict[str, Callable[[Bench], Iterator[Figure]]] = {
     "cold": measure_cold,
     "prepared": measure_prepared,
     "writes": measure_writes,
-    "load": measure_load,
 }
 
 
-def collect(admin: Kubectl, folder: Path, parts: set[str]) -> Iterator[Figure]:
-    """Run the measurements of the named parts, all if there are none."""
+def collect_beside_a_server(admin: Kubectl, folder: Path, parts: set[str]) -> Iterator[Figure]:
+    """Run the measurements that need a REST server."""
     with making_namespace(admin) as kubectl:
         prepare_namespace(kubectl)
         settings = {"OET_ENGINE": "kubernetes", "KUBECONFIG": str(kubectl.kubeconfig)}
@@ -339,6 +339,19 @@ def collect(admin: Kubectl, folder: Path, parts: set[str]) -> Iterator[Figure]:
                 bench.client.close()
             finally:
                 server.stop()
+
+
+def collect(admin: Kubectl, folder: Path, parts: set[str]) -> Iterator[Figure]:
+    """Run the measurements of the named parts, all if there are none."""
+    if not parts or parts & PARTS.keys():
+        yield from collect_beside_a_server(admin, folder, parts)
+    if not parts or "load" in parts:
+        # No REST server: it would ask for the logs of Pods that do not run.
+        with making_namespace(admin) as kubectl:
+            prepare_namespace(kubectl)
+            log, lasting = folder / "load.log", {"OET_HISTORY_LIMIT": "100000", "OET_LEASE_SECONDS": LEASE_SECONDS}
+            with running_operator(kubectl, log, **lasting) as operator:
+                yield from measure_load(kubectl, operator)
     for is_prearmed in (False, True) if not parts or "aborts" in parts else ():
         with making_namespace(admin) as kubectl:
             prepare_namespace(kubectl)

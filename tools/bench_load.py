@@ -1,7 +1,7 @@
 """Load for the operator without Pods that cost anything: executions are created at a rate, and their Pods and runners simulated.
 
-The Pods are on a node that is nothing but an object, so that no scheduler and no kubelet looks at them, and nobody removes them;
-whatever node and runner would write is written here.
+The Pods name a node that does not exist, so that no scheduler and no kubelet looks at them; whatever node and runner would write
+is written here.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import asyncio
 import os
 import re
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -148,26 +148,16 @@ class Simulation:
 
     async def _patch(self, path: str, status: dict[str, Any]) -> None:
         async with self._slots:
-            # What ends is removed with its namespace.
+            # Under overload the cluster itself removes Pods whose node does not exist.
             with suppress(ApiMissingError):
                 await self._client.patch(path, {"status": status})
-
-
-@contextmanager
-def having_a_node(kubectl: Kubectl) -> Iterator[None]:
-    """Give the Pods a node that is there, or the cluster would remove them."""
-    kubectl.run("apply", "--filename=-", manifest={"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE}})
-    try:
-        yield
-    finally:
-        kubectl.run("delete", "node", NODE, "--wait=false")
 
 
 async def _run_load(kubectl: Kubectl, rate: int, seconds: float, watch: Watch) -> LoadResult:
     client, paths = await _open(kubectl)
     simulation = Simulation(client, paths)
     loop = asyncio.get_running_loop()
-    with having_a_node(kubectl), watch(paths.pods, lambda event: loop.call_soon_threadsafe(simulation.on_pod, event)):
+    with watch(paths.pods, lambda event: loop.call_soon_threadsafe(simulation.on_pod, event)):
         result = await _bring(client, paths, simulation, rate, seconds)
     await client.close()
     return result

@@ -31,8 +31,9 @@ from oet_operator.kube.watching import build_registry, build_settings, resync
 
 _log = logging.getLogger("oet_operator")
 
-WORKERS = 32
-"""Executions that are worked on at once: each waits for the API server most of the time."""
+WORKERS = 64
+"""Executions that are worked on at once: each waits for the API server most of the time, which may need half a second under load.
+With 32 of them events waited for a worker then, at 20 executions a second (`make bench-cluster ARGS=load` measures both)."""
 
 
 def read_credentials() -> kopf.ConnectionInfo:
