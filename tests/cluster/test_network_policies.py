@@ -107,14 +107,9 @@ def create_pods(kubectl: Kubectl) -> None:
 
 def get_address(kubectl: Kubectl, pod: str) -> str:
     """Return a Pod's address, which the kubelet may tell after the runner has told that the script runs."""
-    found: list[str] = []
-
-    def look() -> bool:
-        found[:] = [kubectl.run("get", "pod", pod, "--output=jsonpath={.status.podIP}").strip()]
-        return bool(found[0])
-
-    wait_until(look, PATIENCE_SECONDS, f"{pod} has no address")
-    return found[0]
+    path = "jsonpath={.status.podIP}"
+    kubectl.run("wait", f"--for={path}", f"pod/{pod}", f"--timeout={PATIENCE_SECONDS:g}s")
+    return kubectl.run("get", "pod", pod, f"--output={path}").strip()
 
 
 def find_pod(kubectl: Kubectl, component: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from oet_support import BASE, Client, Refused, Server, Stream, wait_until
+from oet_support_git import Origin
 
 WAITING = "import time\ndef main(*args, **kwargs):\n    time.sleep(600)"
 ABORT = "def init(subarray_id): pass\ndef main(): print('aborted')"
@@ -27,6 +28,14 @@ def _running(folder: Path, abort: str, **settings: str) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+def _begin(client: Client) -> int:
+    """Have a script run on subarray 2 that waits to be stopped; returns its procedure id."""
+    procedure = client.prepare(WAITING, 2)
+    client.start(procedure)
+    client.wait_for(procedure, "RUNNING")
+    return procedure
 
 
 def _abort(client: Client, procedure: int) -> Any:
@@ -101,9 +110,7 @@ def test_abort_that_fails_is_an_alarm_everywhere(tmp_path: Path, prearmed: str) 
     abort = "def init(subarray_id): pass\ndef main(): raise RuntimeError('the subarray refused')"
     with _running(tmp_path, abort, OET_PREARM_ABORT=prearmed) as server:
         client, stream = Client(server.port), Stream(server.port)
-        target = client.prepare(WAITING, 2)
-        client.start(target)
-        client.wait_for(target, "RUNNING")
+        target = _begin(client)
         done = subprocess.run(
             [Path(sys.executable).with_name("oet"), "procedure", "stop", f"--pid={target}"],
             env={"OET_URL": f"http://127.0.0.1:{server.port}{BASE}"},
@@ -166,9 +173,7 @@ def test_server_that_is_killed_arms_anew_and_aborts(tmp_path: Path) -> None:
     with _running(tmp_path, ABORT, OET_PREARM_ABORT="true") as server:
         for _ in range(2):
             client = Client(server.port)
-            target = client.prepare(WAITING, 2)
-            client.start(target)
-            client.wait_for(target, "RUNNING")
+            target = _begin(client)
             wait_until(
                 lambda: [
                     one
@@ -182,9 +187,7 @@ def test_server_that_is_killed_arms_anew_and_aborts(tmp_path: Path) -> None:
             client.close()
             server.start()
         client = Client(server.port)
-        target = client.prepare(WAITING, 2)
-        client.start(target)
-        client.wait_for(target, "RUNNING")
+        target = _begin(client)
         assert "aborted subarray activity" in _abort(client, target)["abort_message"]
         client.close()
 
@@ -206,27 +209,19 @@ def test_abort_script_may_be_another_file(tmp_path: Path) -> None:
     (tmp_path / "other.py").write_text("def init(subarray_id): pass\ndef main(): print('another')")
     with _running(tmp_path, "1 / 0", OET_ABORT_SCRIPT=f"file://{tmp_path}/other.py") as server:
         client = Client(server.port)
-        target = client.prepare(WAITING, 2)
-        client.start(target)
-        client.wait_for(target, "RUNNING")
+        target = _begin(client)
         assert "aborted subarray activity" in _abort(client, target)["abort_message"]
         client.close()
 
 
 def test_abort_script_may_be_in_a_git_repository(tmp_path: Path) -> None:
-    repository = tmp_path / "repository"
-    (repository / "scripts").mkdir(parents=True)
-    (repository / "scripts" / "abort.py").write_text(ABORT)
-    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b"]
-    for words in (["init", "--quiet", "--initial-branch=main"], ["add", "."], ["commit", "--quiet", "-m", "first"]):
-        subprocess.run([*git, *words], check=True)
+    origin = Origin(tmp_path / "repository")
+    origin.commit({"scripts/abort.py": ABORT})
     settings = {"OET_GIT_PROTOCOLS": "file", "OET_GIT_CACHE_DIR": str(tmp_path / "cache")}
-    uri = f"git+file://{repository}@main#scripts/abort.py"
+    uri = f"git+{origin.url}@main#scripts/abort.py"
     with _running(tmp_path, "1 / 0", OET_ABORT_SCRIPT=uri, OET_PREARM_ABORT="true", **settings) as server:
         client = Client(server.port)
-        target = client.prepare(WAITING, 2)
-        client.start(target)
-        client.wait_for(target, "RUNNING")
+        target = _begin(client)
         assert "aborted subarray activity" in _abort(client, target)["abort_message"]
         aborter = client.get(client.get(target)["aborted_by"])
         assert (aborter["state"], len(aborter["commit"])) == ("COMPLETE", 40)

@@ -34,19 +34,15 @@ class Metrics:
         self._look = self._build_histogram(
             "oet_operator_look_seconds", "One look at one execution, its writes included."
         )
-        self._requests = Histogram(
-            "oet_operator_request_seconds",
-            "From a request to the API server's answer.",
-            labelnames=("verb",),
-            registry=self._registry,
-            buckets=BUCKETS_SECONDS,
+        self._requests = self._build_histogram(
+            "oet_operator_request_seconds", "From a request to the API server's answer.", "verb"
         )
         vitals.client.on_answered = self.on_answered
         self._registry.register(_Live(self))
         ProcessCollector(registry=self._registry)
 
-    def _build_histogram(self, name: str, about: str) -> Histogram:
-        return Histogram(name, about, registry=self._registry, buckets=BUCKETS_SECONDS)
+    def _build_histogram(self, name: str, about: str, *labels: str) -> Histogram:
+        return Histogram(name, about, labels, registry=self._registry, buckets=BUCKETS_SECONDS)
 
     def on_look(self, seconds: float, failure: str = "") -> None:
         """Note a look at an execution, and the kind of its failure if it failed."""
