@@ -5,12 +5,13 @@ from __future__ import annotations
 import ipaddress
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
 
 from oet_cli.exits import CliError, Exit
+from oet_cli.interrupts import raise_pending, wait_aside
 from oet_cli.sse import EventStream
 from oet_crds.states import State
 from oet_crds.topics import EntryKind, Severity
@@ -137,8 +138,7 @@ class Client:
     def read_logs(self, procedure_id: int, tail: int | None) -> bytes:
         """Return what a script printed; None for all of it."""
         query = "" if tail is None else f"?tail={tail}"
-        answer = self._ask_again(lambda: self._send("GET", f"/procedures/{procedure_id}/logs{query}"))
-        return bytes(answer.content)
+        return self._ask_again(f"/procedures/{procedure_id}/logs{query}")
 
     def read_events(self, procedure_id: int, after: int, kind: EntryKind | None = None) -> list[dict[str, Any]]:
         """Return a page of a procedure's timeline after an id; None for all kinds of entries. The last page is empty."""
@@ -152,47 +152,58 @@ class Client:
         """Connect to an event stream now. Its iteration ends when the server ends it, and raises when it breaks."""
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
         timeout = (self._connect_seconds, SILENCE_SECONDS)
-        with self._explained(is_read=True):
-            answer = self._open().get(self.url + path, headers=headers, stream=True, timeout=timeout)
-            self._check(answer)
+        answer = wait_aside(lambda: self._get(path, headers=headers, stream=True, timeout=timeout))
         return EventStream(self._iterate_chunks(answer), last_id)
 
     def _iterate_chunks(self, answer: requests.Response) -> Iterator[bytes]:
         with answer, self._explained(is_read=True):
             if answer.raw.chunked:
-                yield from answer.iter_content(None)
+                chunks = answer.iter_content(None)
             else:
                 # Through a proxy of HTTP/1.0: `iter_content(None)` would wait for the end, which never comes.
-                yield from iter(lambda: answer.raw.read1(CHUNK_BYTES, decode_content=True), b"")
+                chunks = iter(lambda: answer.raw.read1(CHUNK_BYTES, decode_content=True), b"")
+            for chunk in chunks:
+                raise_pending()
+                yield chunk
 
     def _read(self, path: str) -> Any:
-        return self._parse(self._ask_again(lambda: self._send("GET", path)))
+        return self._parse(self._ask_again(path))
 
-    def _ask_again(self, ask: Callable[[], requests.Response]) -> requests.Response:
+    def _ask_again(self, path: str) -> bytes:
         for pause in RETRY_PAUSES_SECONDS:
             try:
-                return ask()
+                return self._fetch(path)
             except CliError as error:
                 if not isinstance(error, LostError) and error.status not in BUSY:
                     raise
             time.sleep(pause)
-        return ask()
+        return self._fetch(path)
 
-    def _send(self, method: str, path: str) -> requests.Response:
+    def _fetch(self, path: str) -> bytes:
+        timeout = (self._connect_seconds, self._read_seconds)
+        try:
+            return wait_aside(lambda: bytes(self._get(path, timeout=timeout).content))
+        except KeyboardInterrupt:
+            # The thread that was left to itself goes on with the connection.
+            self._reader = None
+            raise
+
+    def _get(self, path: str, **options: Any) -> requests.Response:
         with self._explained(is_read=True):
-            timeout = (self._connect_seconds, self._read_seconds)
-            answer = self._open().request(method, self.url + path, timeout=timeout)
-        return self._check(answer)
+            return self._check(self._open().get(self.url + path, **options))
 
     def _write(self, method: str, path: str, body: Mapping[str, Any], seconds: float | None = None) -> Any:
+        timeout = (self._connect_seconds, seconds or self._read_seconds)
+        return self._parse(wait_aside(lambda: self._send(method, path, json=body, timeout=timeout)))
+
+    def _send(self, method: str, path: str, **options: Any) -> bytes:
         # A connection of its own: one that was kept open could break under the request, and leave it in doubt.
         with self._explained(is_read=False), self._new_session() as session:
-            timeout = (self._connect_seconds, seconds or self._read_seconds)
-            answer = session.request(method, self.url + path, json=body, timeout=timeout, allow_redirects=False)
+            answer = session.request(method, self.url + path, allow_redirects=False, **options)
         if answer.is_redirect:
             where = urljoin(self.url + path, answer.headers["Location"]).removesuffix(path)
             raise CliError(f"{self.url} has moved to {where}; name that with OET_URL or --server-url", Exit.USAGE)
-        return self._parse(self._check(answer))
+        return bytes(self._check(answer).content)
 
     def _open(self) -> requests.Session:
         if self._reader is None:
@@ -248,9 +259,9 @@ class Client:
             detail = f"{self.url} answered {status} {answer.reason}: {text}"
         raise CliError(detail, code, status)
 
-    def _parse(self, answer: requests.Response) -> Any:
+    def _parse(self, answer: bytes) -> Any:
         try:
-            return answer.json()
+            return json.loads(answer)
         except ValueError as error:
             raise self._build_stranger() from error
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib
 import io
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
 import click
 
 from oet_cli.exits import EPILOG, CliError, Exit
+from oet_cli.interrupts import raised, take_interrupt
 from oet_crds.names import API_MAJOR, DEFAULT_NAMESPACE
 
 __all__ = ["DEFAULT_URL", "cli", "main"]
@@ -98,7 +100,9 @@ def main(args: Sequence[str] | None = None) -> None:
 def _run(args: Sequence[str] | None) -> int:
     """Run the command; say what went wrong, in words, and return the exit code."""
     try:
-        return int(cli(args, standalone_mode=False) or Exit.OK)
+        take_interrupt()
+        with raised(signal.SIGINT):
+            return int(cli(args, standalone_mode=False) or Exit.OK)
     except CliError as error:
         if error.code is Exit.PIPE_CLOSED:
             # `oet ... | head` is no error to talk of; but Python would complain when it flushes at its end.

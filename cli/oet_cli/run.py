@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -12,6 +10,7 @@ import click
 from oet_cli.client import Client
 from oet_cli.exits import EPILOG, CliError, Exit
 from oet_cli.following import Follower, ask_patiently, is_over, print_entry
+from oet_cli.interrupts import raised, take_interrupt
 from oet_cli.options import (
     ScriptCommand,
     build_request,
@@ -54,13 +53,15 @@ def run(server_url: str, /, words: tuple[str, ...], subarray_id: int | None, ini
     init = merge_calls(init, [], {} if subarray_id is None else {SUBARRAY_KEY: subarray_id})
     rehearse, reason = how.pop("rehearse"), how.pop("reason")
     request = build_request(build_script(script, how), init, rehearse=rehearse, reason=reason)
-    with _interrupted_by_termination():
+    # SIGTERM is taken for Ctrl-C: who ends this command, such as `timeout`, wants the script ended.
+    with raised(signal.SIGTERM):
         pid = _create(client, request)
         follower = Follower(client, pid, screen)
         try:
             try:
                 _follow(client, pid, follower, merge_calls(main, args, kwargs), screen)
             except KeyboardInterrupt:
+                take_interrupt()
                 _stop(client, pid, follower, screen)
             return follower.find_exit()
         except (KeyboardInterrupt, BrokenPipeError):
@@ -72,20 +73,6 @@ def run(server_url: str, /, words: tuple[str, ...], subarray_id: int | None, ini
             raise
         finally:
             screen.clear()
-
-
-@contextmanager
-def _interrupted_by_termination() -> Iterator[None]:
-    """Take SIGTERM for Ctrl-C: who ends this command, such as `timeout`, wants the script ended."""
-
-    def interrupt(_number: int, _frame: Any) -> None:
-        raise KeyboardInterrupt
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
 
 
 def _create(client: Client, request: dict[str, Any]) -> int:

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -159,9 +159,9 @@ def start_oet(server: Play) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start `oet` in a process of its own, as a shell does."""
     with contextlib.ExitStack() as stack:
 
-        def start(*words: str, **options: Any) -> subprocess.Popen[str]:
+        def start(*words: str, program: Sequence[str] = ("-m", "oet_cli"), **options: Any) -> subprocess.Popen[str]:
             pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-            command = [sys.executable, "-m", "oet_cli", "--server-url", server.url, *words]
+            command = [sys.executable, *program, "--server-url", server.url, *words]
             process = stack.enter_context(subprocess.Popen(command, text=True, **{**pipes, **options}))
             stack.callback(process.kill)
             return process

@@ -82,6 +82,60 @@ def test_run_that_is_interrupted_stops_the_script_and_says_so(
     assert "Traceback" not in err
 
 
+OBSERVED = """
+import queue, requests, signal
+from oet_cli.main import main
+from urllib3 import connectionpool
+
+methods = []
+request = requests.Session.request
+
+def observe(session, method, *args, **options):
+    methods.append(method)
+    return request(session, method, *args, **options)
+
+def is_starting():
+    return methods.count("PUT") == 1 and methods[-1] == "PUT"
+
+def interrupt():
+    methods.append("interrupted")
+    signal.raise_signal(signal.SIGINT)
+
+requests.Session.request = observe
+"""
+IN_A_FINALISER = """
+def close_and_interrupt(*args):
+    if is_starting():
+        interrupt()
+    close(*args)
+
+close, connectionpool._close_pool_connections = connectionpool._close_pool_connections, close_and_interrupt
+main()
+"""
+WITH_A_LOCK_TAKEN = """
+def put_and_interrupt(pool, item, block=True, timeout=None):
+    if item is not None and is_starting():
+        pool.mutex.acquire()
+        interrupt()
+        pool.mutex.release()
+    put(pool, item, block, timeout)
+
+put, queue.LifoQueue.put = queue.LifoQueue.put, put_and_interrupt
+main()
+"""
+
+
+@pytest.mark.parametrize("moment", [IN_A_FINALISER, WITH_A_LOCK_TAKEN], ids=["finaliser", "lock_taken"])
+def test_interruption_at_the_worst_moment_of_the_http_library_stops_the_script(
+    start_oet: Callable[..., Any], telescope: Telescope, moment: str
+) -> None:
+    # Raised there, the first is forgotten, and after the second closing the connection waits for the lock for ever.
+    process = start_oet("procedure", "run", SCRIPT, program=["-c", OBSERVED + moment])
+    err = process.communicate(timeout=30)[1]
+    assert process.returncode == 3, err
+    assert telescope.stops == [{"state": "STOPPED", "abort": False}]
+
+
 def test_run_that_is_interrupted_twice_is_left(start_oet: Callable[..., Any], telescope: Telescope) -> None:
     telescope.may_stop.clear()
     process = start_oet("procedure", "run", SCRIPT)

@@ -77,13 +77,13 @@ class Listener(threading.Thread):
         with socket.create_connection(("127.0.0.1", port), timeout=20) as connection:
             head = f"GET {BASE}/stream HTTP/1.1\r\nHost: localhost\r\nLast-Event-ID: {self.last_id}\r\n\r\n"
             connection.sendall(head.encode())
-            answer = connection.makefile("rb")
-            status = answer.readline().decode()
-            if " 200 " not in status:
-                self.refusals.append(status)
-                return
-            self.connections += 1
-            self._read(answer)
+            with connection.makefile("rb") as answer:
+                status = answer.readline().decode()
+                if " 200 " not in status:
+                    self.refusals.append(status)
+                    return
+                self.connections += 1
+                self._read(answer)
 
     def _read(self, answer: Any) -> None:
         number, data = "", ""
@@ -130,11 +130,11 @@ class Feeder(threading.Thread):
         while True:
             self.posts += 1
             with contextlib.suppress(OSError, http.client.HTTPException):
-                connection = http.client.HTTPConnection("127.0.0.1", random.choice(self._ports), timeout=20)
-                connection.request("POST", f"{BASE}/internal/executions/{uid}/entries", body)
-                answer = connection.getresponse()
-                stored = json.loads(answer.read() or b"{}")
-                connection.close()
+                port = random.choice(self._ports)
+                with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
+                    connection.request("POST", f"{BASE}/internal/executions/{uid}/entries", body)
+                    with connection.getresponse() as answer:
+                        stored = json.loads(answer.read() or b"{}")
                 if answer.status == 200 and stored["stored"] >= entries[-1].seq:
                     return
             self.failures += 1
