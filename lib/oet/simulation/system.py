@@ -39,6 +39,9 @@ STOP_SECONDS = 3.0
 
 POLL_SECONDS = 0.01
 
+MAX_LOG_BYTES = 1024 * 1024
+"""How much is read of what a part prints while it starts: the database prints 60 bytes."""
+
 
 class SimulationError(RuntimeError):
     """The simulated system cannot be started. The text says what its parts printed."""
@@ -147,8 +150,8 @@ def _wait_for(part: subprocess.Popen[bytes], log: IO[bytes], pattern: str) -> re
     deadline = time.monotonic() + START_SECONDS
     while True:
         code = part.poll()
-        log.seek(0)
-        text = log.read().decode(errors="replace")
+        # Read at a place of its own: a seek would move the one that the process writes at, too.
+        text = os.pread(log.fileno(), MAX_LOG_BYTES, 0).decode(errors="replace")
         found = re.search(pattern, text)
         if found:
             return found
