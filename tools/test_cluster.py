@@ -22,9 +22,9 @@ sys.path[:0] = [str(ROOT / "tests" / "cluster"), str(ROOT / "tools")]
 from oet_cluster.cluster import Cluster, State  # noqa: E402
 from oet_cluster.errors import ClusterError  # noqa: E402
 from oet_cluster.places import Places  # noqa: E402
-from run_tests import BUILD, run  # noqa: E402
+from run_tests import BUILD, run_pytest  # noqa: E402
 
-PYTEST = (sys.executable, "-m", "pytest", "-q", "-m", "cluster")
+CHOICE = ("-m", "cluster")
 LIFECYCLE = "tests/cluster/test_lifecycle.py"
 """Needs a machine on which no cluster is up."""
 
@@ -68,12 +68,9 @@ def main() -> int:
     try:
         was_down = not os.environ.get("KUBECONFIG") and cluster.observe_state() is State.DOWN
         with running_cluster(cluster, was_down) as environ:
-            report = f"--junitxml={BUILD}/junit-cluster.xml"
-            result = run("tests-cluster.stdout", *PYTEST, report, *sys.argv[1:], environ=environ)
+            result = run_pytest("-cluster", *CHOICE, *sys.argv[1:], environ=environ)
         if was_down and not sys.argv[1:]:
-            report = f"--junitxml={BUILD}/junit-cluster-lifecycle.xml"
-            environ = {"OET_CLUSTER": "1"}
-            result = max(result, run("tests-cluster-lifecycle.stdout", *PYTEST, report, LIFECYCLE, environ=environ))
+            result = max(result, run_pytest("-cluster-lifecycle", *CHOICE, LIFECYCLE, environ={"OET_CLUSTER": "1"}))
         return result
     except ClusterError as error:
         print(f"test_cluster: {error}", file=sys.stderr)

@@ -82,23 +82,46 @@ def test_target_runs_what_it_says(target: str, words: str) -> None:
     assert words in done.stdout
 
 
-@pytest.mark.serial
-@pytest.mark.parametrize(("body", "code"), [("assert True", 0), ("assert False", 2)])
-def test_test_keeps_exit_status_and_output(tmp_path: Path, body: str, code: int) -> None:
-    """In a copy: the reports in this work tree's build/ are those of the run that this test is part of."""
-    copy = tmp_path / "copy"
+def run_tests_in_copy(copy: Path, source: str) -> subprocess.CompletedProcess[str]:
+    """In a copy: the reports in this work tree's build/ are those of the run that these tests are part of."""
     for name in ("tests/Makefile", "tools/run_tests.py"):
         (copy / name).parent.mkdir(parents=True, exist_ok=True)
         (copy / name).write_text((ROOT / name).read_text())
     (copy / "pytest.ini").write_text("[pytest]\nmarkers =\n    serial\n    cluster\n")
-    (copy / "test_it.py").write_text(f"def test_it():\n    {body}\n")
+    (copy / "test_it.py").write_text(source)
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "COV", "PYTEST"))}
     command = ["make", "--silent", f"--directory={copy}/tests", "test", f"PYTHON={sys.executable}", "ARGS=test_it.py"]
-    done = subprocess.run(command, env=kept, capture_output=True, text=True, check=False, timeout=100)
+    return subprocess.run(command, env=kept, capture_output=True, text=True, check=False, timeout=100)
+
+
+@pytest.mark.serial
+@pytest.mark.parametrize(("body", "code"), [("assert True", 0), ("assert False", 2)])
+def test_test_keeps_exit_status_and_output(tmp_path: Path, body: str, code: int) -> None:
+    done = run_tests_in_copy(tmp_path, f"def test_it():\n    {body}\n")
     assert done.returncode == code, done.stdout + done.stderr
-    assert ("1 passed" if code == 0 else "1 failed") in (copy / "build/tests.stdout").read_text()
-    cases = xml.parse(copy / "build/junit.xml").getroot().iter("testcase")
+    assert ("1 passed" if code == 0 else "1 failed") in (tmp_path / "build/tests.stdout").read_text()
+    cases = xml.parse(tmp_path / "build/junit.xml").getroot().iter("testcase")
     assert [case.find("failure") is None for case in cases] == [code == 0]
+    assert ("FAILED TWICE: test_it.py::test_it" in done.stdout) == (code != 0)
+
+
+@pytest.mark.serial
+def test_test_that_passes_the_second_time_is_named_and_its_first_words_are_kept(tmp_path: Path) -> None:
+    source = "import os\ndef test_it():\n    os.rename('once', 'twice')\ndef test_other(): os.mkdir('once')\n"
+    done = run_tests_in_copy(tmp_path, source)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "UNSTEADY, passed alone: test_it.py::test_it" in done.stdout
+    assert "FileNotFoundError" in (tmp_path / "build/tests.stdout").read_text()
+    assert "1 passed" in (tmp_path / "build/tests-again.stdout").read_text()
+
+
+@pytest.mark.serial
+def test_many_tests_that_fail_are_not_run_again(tmp_path: Path) -> None:
+    many = run_tests.MAX_AGAIN + 1
+    source = f"import pytest\n@pytest.mark.parametrize('at', range({many}))\ndef test_it(at):\n    assert False\n"
+    done = run_tests_in_copy(tmp_path, source)
+    assert done.returncode == 2
+    assert not (tmp_path / "build/tests-again.stdout").exists()
 
 
 def test_coverage_of_processes_that_were_killed_is_left_out_and_counted(tmp_path: Path) -> None:
