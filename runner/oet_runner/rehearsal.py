@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 
     from oet_runner.polling import Poller
 
-__all__ = ["Rehearsal", "is_rehearsal"]
+__all__ = ["TANGO_HOST_VARIABLE", "Rehearsal", "is_rehearsal"]
+
+TANGO_HOST_VARIABLE = "TANGO_HOST"
+"""Where Tango's clients look for the database."""
 
 COMMAND = ("-u", "-m", "oet.simulation", "--subarrays=16")
 """As many subarrays as the telescope has, so that a script finds the one that it names."""
@@ -55,7 +58,10 @@ class Rehearsal:
         self._process: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
-        """Start it; the second time there is nothing to do. Whatever goes wrong is a `problem`, not an exception."""
+        """Start it; the second time there is nothing to do. Whatever goes wrong is a `problem`, not an exception.
+
+        It tells that it is ready only once the telescope of this environment is out of reach.
+        """
         if self.pid is not None or self.problem:
             return
         import subprocess  # Every spare runner would pay for it, and few runners rehearse.
@@ -63,7 +69,7 @@ class Rehearsal:
         try:
             # Kept, not waited for: the supervisor reaps whatever ends.
             self._process = subprocess.Popen(
-                [sys.executable, *COMMAND],
+                [sys.executable, *COMMAND, f"--away-from={os.environ.get(TANGO_HOST_VARIABLE, '')}"],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

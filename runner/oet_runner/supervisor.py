@@ -12,7 +12,7 @@ from oet_runner.given_file import GivenFile
 from oet_runner.listener import Listener
 from oet_runner.mailbox import log
 from oet_runner.polling import Poller
-from oet_runner.rehearsal import Rehearsal, is_rehearsal
+from oet_runner.rehearsal import TANGO_HOST_VARIABLE, Rehearsal, is_rehearsal
 from oet_runner.spool import Spool, encode
 from oet_runner.verdict import Facts, How, decide_verdict
 
@@ -41,9 +41,6 @@ OTHERS_POLL_SECONDS = 0.05
 
 KILL_BURST_SECONDS = 0.05
 """Killing goes on for so long before the loop looks at its other work."""
-
-TANGO_HOST_VARIABLE = "TANGO_HOST"
-"""Where Tango's clients look for the database."""
 
 STUBBORN_SECONDS = 30.0
 """After so long the log says that something cannot be ended. It is tried on, for ever: nothing false is reported."""

@@ -21,6 +21,7 @@ from oet_support_chart import find_helm
 from oet_support_cluster import IMAGE, keeping_a_folder, run_chart_tool
 from oet_support_executions import Executions
 
+from oet_crds.reasons import Reason
 from oet_crds.states import Mode, State
 
 pytestmark = pytest.mark.cluster
@@ -172,14 +173,15 @@ class Deployment:
         """Address of this machine as Pods see it; None where the cluster is somewhere else."""
         self._values = folder / "values.json"
 
-    def apply(self, egress: list[dict[str, Any]], *, lets_machine_in: bool = False) -> None:
-        """Install or upgrade with what scripts may reach beside what they always may."""
+    def apply(self, egress: list[dict[str, Any]], *, lets_machine_in: bool = False, tango_host: str = "") -> None:
+        """Install or upgrade with what scripts may reach beside what they always may, and with the real telescope if any."""
         peers = [{"ipBlock": {"cidr": f"{self.machine}/32"}}] if lets_machine_in else []
         values = {
             "api": {"replicas": 1},
             "operator": {"replicas": 1},
             "metrics": {"from": [{"podSelector": {"matchLabels": {"app": VISITOR}}}]},
             "rehearsal": {"enabled": True},
+            "tangoHost": tango_host,
             "networkPolicy": {
                 "apiServerCidr": f"{self.find_api_server()}/32",
                 "api": {"from": peers},
@@ -204,10 +206,12 @@ class Deployment:
         """See that the Pod that only looks finds what it should."""
         wait_for_look(self.kubectl, VISITOR, target)
 
-    def look_around(self, targets: Mapping[str, Target], **spec: Any) -> dict[str, str]:
-        """Run a script that looks at targets; returns what each is to it."""
+    def look_around(
+        self, targets: Mapping[str, Target], *, seconds: float = RULES_SECONDS, **spec: Any
+    ) -> dict[str, str]:
+        """Run a script that looks at targets for so long until they are as they should be; returns what each is to it."""
         name = f"look-{uuid4().hex[:8]}"
-        kwargs = {"targets": targets, "seconds": RULES_SECONDS}
+        kwargs = {"targets": targets, "seconds": seconds}
         self.world.create(name, LOOK_AROUND, args={"main": {"kwargs": kwargs}}, **spec)
         ended, log = self.world.wait_for_end(name), self.world.read_log(name)
         assert ended["state"] == State.COMPLETE, (ended, log)
@@ -303,8 +307,9 @@ def test_tight_egress_leaves_a_script_dns_and_the_api_server(deployment: Deploym
 
 
 def test_rehearsal_does_not_reach_the_telescope_that_other_scripts_reach(deployment: Deployment) -> None:
-    deployment.apply(EVERYWHERE)
-    telescope, api = get_address(deployment.kubectl, TELESCOPE), deployment.get_address_of("api")
+    telescope = get_address(deployment.kubectl, TELESCOPE)
+    deployment.apply(EVERYWHERE, tango_host=f"{telescope}:{PORT}")
+    api = deployment.get_address_of("api")
     # By address: a rehearsal has no DNS.
     service = deployment.kubectl.within("default").read("service", "kubernetes")["spec"]["clusterIP"]
     targets = {
@@ -312,10 +317,30 @@ def test_rehearsal_does_not_reach_the_telescope_that_other_scripts_reach(deploym
         "API": (api, API_PORT, CLOSED),
         "API server": (service, 443, OPEN),
     }
-    rehearsed = deployment.look_around(targets, mode=Mode.REHEARSAL)
+    # At the first look: the script is not loaded before.
+    rehearsed = deployment.look_around(targets, seconds=0, mode=Mode.REHEARSAL)
     operated = deployment.look_around({**targets, "telescope": (telescope, PORT, OPEN)})
     assert rehearsed == {"telescope": CLOSED, "API": CLOSED, "API server": OPEN}
     assert operated == {"telescope": OPEN, "API": CLOSED, "API server": OPEN}
+
+
+def test_rehearsal_that_nothing_keeps_from_the_telescope_fails_before_its_script_is_loaded(
+    deployment: Deployment,
+) -> None:
+    telescope = get_address(deployment.kubectl, TELESCOPE)
+    deployment.apply(EVERYWHERE, tango_host=f"{telescope}:{PORT}")
+    policy = deployment.kubectl.read("networkpolicy", "oet-rehearsals")
+    deployment.kubectl.run("delete", "networkpolicy", "oet-rehearsals")
+    try:
+        name = deployment.world.create(f"open-{uuid4().hex[:8]}", "print('LOADED')", mode=Mode.REHEARSAL)
+        ended = deployment.world.wait_for_end(name)
+        assert (ended["state"], ended["reason"]) == (State.FAILED, Reason.SIMULATION_FAILED), ended
+        assert f"{telescope}:{PORT} can be reached from this rehearsal" in ended["message"]
+        assert "LOADED" not in deployment.world.read_log(name)
+    finally:
+        for key in ("uid", "resourceVersion", "creationTimestamp", "generation", "managedFields"):
+            policy["metadata"].pop(key, None)
+        deployment.kubectl.run("create", "--filename=-", manifest=policy)
 
 
 def test_script_reaches_the_port_for_entries_and_a_rehearsal_does_not(deployment: Deployment) -> None:

@@ -53,6 +53,11 @@ def test_telescope_that_does_not_start_fails_the_rehearsal_with_its_words(rehear
     assert runner.states == []
 
 
+def test_simulation_is_told_to_keep_away_from_the_telescope_of_the_environment(rehearse):
+    runner = rehearse("import sys; sys.exit(' '.join(sys.argv))", "print('never')")
+    assert "--away-from=telescope:10000" in runner.wait_exit()["message"]
+
+
 def test_python_without_the_simulation_fails_the_rehearsal(rehearse):
     runner = rehearse(None, "print('never')")
     end = runner.wait_exit()

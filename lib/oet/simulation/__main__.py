@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from types import FrameType
 
+from oet.simulation.seclusion import Address, SeclusionError, parse_addresses, wait_until_secluded
 from oet.simulation.system import LOOPBACK, Simulation, SimulationError
 
 __all__ = ["main"]
@@ -34,8 +35,22 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--subarrays", type=int, default=2, help="number of subarrays (%(default)s)")
     parser.add_argument("--speed", type=float, default=1.0, help="how many times faster devices work (%(default)s)")
     parser.add_argument("--state-file", type=Path, help="write a JSON file with pid, tango_host and devices when ready")
+    parser.add_argument(
+        "--away-from",
+        type=_parse_away,
+        default=[],
+        metavar="TANGO_HOST",
+        help="a real telescope: nothing is told or run before it cannot be reached from here",
+    )
     parser.add_argument("command", nargs="*", metavar="COMMAND", help="after --, what to run with TANGO_HOST set")
     return parser
+
+
+def _parse_away(text: str) -> list[Address]:
+    try:
+        return parse_addresses(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def main() -> int:
@@ -45,9 +60,10 @@ def main() -> int:
         signal.signal(each, _on_end)
     try:
         with Simulation(options.host, options.port, options.subarrays, options.speed) as simulation:
+            wait_until_secluded(options.away_from)
             _tell(simulation, options.state_file)
             return _run(options.command, simulation) if options.command else _serve(simulation)
-    except SimulationError as error:
+    except (SimulationError, SeclusionError) as error:
         print(f"oet.simulation: {error}", file=sys.stderr)
         return 1
     except (Ended, KeyboardInterrupt):
