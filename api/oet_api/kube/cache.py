@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from oet_crds.aborts import is_armed
 from oet_crds.ends import with_runner_news
 from oet_crds.errors import NotFoundError
 from oet_crds.execution import ScriptExecution, parse_execution
+from oet_crds.waiters import Waiters
 
 __all__ = ["Birth", "ExecutionCache", "Listener"]
 
@@ -64,7 +64,7 @@ class ExecutionCache:
         self._by_uid: dict[str, ScriptExecution] = {}
         self._by_id: dict[int, ScriptExecution] = {}
         self._ordered: tuple[ScriptExecution, ...] | None = ()
-        self._changed: dict[int, threading.Condition] = {}
+        self._waiters = Waiters(self._lock)
         self._any_change = threading.Condition(self._lock)
         self._deleted: OrderedDict[str, None] = OrderedDict()
         self._births: dict[str, Birth] = {}
@@ -113,14 +113,7 @@ class ExecutionCache:
         self, procedure_id: int, until: Callable[[ScriptExecution], bool], timeout_seconds: float
     ) -> ScriptExecution:
         """Wait until `until` holds for an execution; see `oet_crds.ports.ExecutionStore.wait`."""
-        deadline = time.monotonic() + timeout_seconds
-        with self._lock:
-            while True:
-                execution = self.get(procedure_id)
-                left = deadline - time.monotonic()
-                if until(execution) or left <= 0:
-                    return execution
-                self._changed.setdefault(procedure_id, threading.Condition(self._lock)).wait(left)
+        return self._waiters.wait(procedure_id, self.get, until, timeout_seconds)
 
     def wait_known(self, procedure_id: int, timeout_seconds: float) -> bool:
         """Wait until there is an execution of this id. Returns whether there is."""
@@ -200,8 +193,7 @@ class ExecutionCache:
         if holder is None:
             self.highest_id = max(self.highest_id, number)
             self._any_change.notify_all()
-        if condition := self._changed.get(number):
-            condition.notify_all()
+        self._waiters.wake(number)
 
     def drop(self, uid: str) -> None:
         """Forget an execution that is gone, for good."""
@@ -219,5 +211,4 @@ class ExecutionCache:
                 listener.on_removed(number)
             del self._by_id[number]
             self._ordered = None
-            if condition := self._changed.pop(number, None):
-                condition.notify_all()
+            self._waiters.dismiss(number)

@@ -21,6 +21,7 @@ from oet_crds.errors import NotFoundError, UnavailableError
 from oet_crds.execution import ScriptExecution
 from oet_crds.ports import TimelineEntry
 from oet_crds.topics import EntryKind
+from oet_crds.waiters import Waiters
 from oet_operator.core.locks import is_holding
 from oet_operator.local.database import (
     Database,
@@ -153,7 +154,7 @@ class LocalStore:
         self._executions: dict[int, ScriptExecution] = {}
         self._ordered: tuple[ScriptExecution, ...] = ()
         self._active: dict[int, ScriptExecution] = {}
-        self._changed: dict[int, threading.Condition] = {}
+        self._waiters = Waiters(self._lock)
         self._recent: deque[TimelineEntry] = deque()
         self._recent_bytes = 0
         self._news = threading.Condition()
@@ -192,15 +193,7 @@ class LocalStore:
         self, procedure_id: int, until: Callable[[ScriptExecution], bool], timeout_seconds: float
     ) -> ScriptExecution:
         """Wait until `until` holds for an execution; see `oet_crds.ports.ExecutionStore.wait`."""
-        deadline = time.monotonic() + timeout_seconds
-        with self._lock:
-            while True:
-                execution = self.get(procedure_id)
-                left = deadline - time.monotonic()
-                if until(execution) or left <= 0:
-                    return execution
-                condition = self._changed.setdefault(procedure_id, threading.Condition(self._lock))
-                condition.wait(left)
+        return self._waiters.wait(procedure_id, self.get, until, timeout_seconds)
 
     # ---- the timeline --------------------------------------------------------------------------------------------
 
@@ -316,11 +309,10 @@ class LocalStore:
         self._active = {number: one for number, one in active.items() if _is_active(one) and number not in gone}
         self._executions = executions
         self._ordered = tuple(executions.values())
-        for procedure_id in (*transaction.executions, *transaction.removed):
-            if condition := self._changed.get(procedure_id):
-                condition.notify_all()
+        for procedure_id in transaction.executions:
+            self._waiters.wake(procedure_id)
         for procedure_id in transaction.removed:
-            self._changed.pop(procedure_id, None)
+            self._waiters.dismiss(procedure_id)
         if transaction.entries:
             self._publish_entries(transaction.entries)
 
