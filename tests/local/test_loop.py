@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,3 +42,36 @@ def test_execution_that_is_woken_meanwhile_is_looked_at(tmp_path: Path, monkeypa
     loop._decide_dirty(nothing, Effects())
     database.close()
     assert decided == [1, 2]
+
+
+def test_effects_that_are_submitted_while_a_wake_up_is_taken_are_done_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are announced by one counter, which is read once."""
+    database = Database(tmp_path / "oet.sqlite3")
+    loop = EngineLoop(LocalStore(database), EngineSettings(spares=0), lambda: pytest.fail("no runner is wanted"))
+    submitted, are_done = Effects(), threading.Event()
+    on_readable, apply = loop._on_readable, loop._apply
+
+    def read_and_submit(*about: Any) -> None:
+        monkeypatch.setattr(loop, "_on_readable", on_readable)
+        loop.submit(submitted)
+        on_readable(*about)
+
+    def observe(effects: Effects) -> None:
+        apply(effects)
+        if effects is submitted:
+            are_done.set()
+
+    monkeypatch.setattr(loop, "_on_readable", read_and_submit)
+    monkeypatch.setattr(loop, "_apply", observe)
+    monkeypatch.setattr(loop, "_decide", lambda *_: None)
+    thread = threading.Thread(target=loop.run)
+    thread.start()
+    loop.wake(1)
+    try:
+        assert are_done.wait(20)
+    finally:
+        loop.shut_down(0.0)
+        thread.join()
+        database.close()

@@ -181,7 +181,8 @@ class EngineLoop:
             timeouts.append(10 * SWEEP_SECONDS)
         if self._store.write_error:
             timeouts.append(RETRY_SECONDS)
-        return 0.0 if self._dirty else max(0.0, min(timeouts))
+        # What was handed over since the pass looked at it has perhaps been announced by a wake-up that the pass took for another.
+        return 0.0 if self._dirty or self._submitted else max(0.0, min(timeouts))
 
     def _on_time(self) -> None:
         now = time.monotonic()
