@@ -201,11 +201,7 @@ class Procedures:
             self._withdraw_start(execution)
             if not (subarrays := compute_subarrays(execution)):
                 raise InvalidTransitionError(f"Cannot start PID {number}: {refusal.message}", status.state)
-            raise SubarrayBusyError(
-                f"Cannot start PID {number}: PID #{refusal.holder} is RUNNING on subarray {subarrays[0]}",
-                subarrays[0],
-                refusal.holder,
-            )
+            raise SubarrayBusyError(refusal.message, subarrays[0], refusal.holder)
         if execution.is_finished or execution.spec.desired_state is DesiredState.STOPPED:
             raise InvalidTransitionError(
                 f"Cannot start PID {number}: it ended before main began ({describe_end(execution)})", status.state

@@ -1,4 +1,4 @@
-"""What somebody must look at: an abort that did not work, an abort script that cannot be held READY. Pure."""
+"""What somebody must look at: an abort that did not work, a script that may still run, an abort script not held READY. Pure."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ from oet_crds.reasons import Reason
 from oet_crds.states import ConditionType
 from oet_crds.topics import Severity, Topic
 
-__all__ = ["Alarm", "find_alarm"]
+__all__ = ["Alarm", "find_alarm", "find_release"]
 
 _ALARMS = (
     (ConditionType.ABORTED, Topic.ABORT_FAILED, Severity.ALARM),
+    (ConditionType.RELEASED, Topic.END_UNKNOWN, Severity.ALARM),
+    (ConditionType.LEFT, Topic.END_UNCONFIRMED, Severity.ALARM),
     (ConditionType.ARMED, Topic.ARMING_FAILED, Severity.WARNING),
 )
 
@@ -39,12 +41,27 @@ class Alarm:
     payload: Mapping[str, Any]
 
 
-def find_alarm(execution: ScriptExecution) -> Alarm | None:
-    """Return the alarm that an execution raises, None when it raises none."""
+def find_release(execution: ScriptExecution) -> tuple[Topic, Mapping[str, Any], float] | None:
+    """Return how an UNKNOWN execution let go of its subarray: topic, payload, seconds since the epoch; None: it did not."""
+    condition = find_condition(execution.status, ConditionType.RELEASED)
+    if condition is None or condition.status != "True":
+        return None
+    source, subarray = str(execution.procedure_id), execution.status.subarray
+    payload = {"msg_src": source, "subarray": subarray, "reason": condition.reason, "message": condition.message}
+    return Topic.RELEASED, payload, condition.last_transition_time.timestamp()
+
+
+def find_alarm(execution: ScriptExecution, only: ConditionType | None = None) -> Alarm | None:
+    """Return the alarm that an execution raises, None when it raises none.
+
+    Args:
+        execution: Whose.
+        only: The condition that raises it; None: any, the gravest first.
+    """
     status = execution.status
     for type_, topic, severity in _ALARMS:
         condition = find_condition(status, type_)
-        if condition is None or condition.status != "False":
+        if condition is None or condition.status != "False" or only not in (None, type_):
             continue
         payload = {
             "msg_src": str(execution.procedure_id),

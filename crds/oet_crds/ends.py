@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datetime import datetime
 
+from oet_crds.aborts import find_target
 from oet_crds.conditions import find_condition, with_condition
 from oet_crds.execution import Resolved, RunnerExit, ScriptExecution, ScriptExecutionStatus
 from oet_crds.history import with_runner_transitions, with_state
@@ -15,6 +16,8 @@ __all__ = [
     "describe_deadline",
     "find_deadline",
     "find_deadline_state",
+    "has_credible_end",
+    "is_holding_unknown",
     "with_final",
     "with_reported_end",
     "with_resolved",
@@ -24,6 +27,29 @@ __all__ = [
 _FINAL_STATE = {Outcome.COMPLETE: State.COMPLETE, Outcome.STOPPED: State.STOPPED, Outcome.FAILED: State.FAILED}
 
 _SIGNALLED = "the script's supervisor was told to stop by a signal that OET did not send; the script was stopped"
+
+
+def has_credible_end(status: ScriptExecutionStatus) -> bool:
+    """Tell whether the end that a runner reported counts although its process has not been seen to end.
+
+    It does where the script could not take the runner's identity, so that only the runner, which reaps every process of the
+    script before it reports, can have written it.
+    """
+    runner = status.runner
+    return runner is not None and runner.exit is not None and runner.confined is True
+
+
+def is_holding_unknown(execution: ScriptExecution) -> bool:
+    """Tell whether an execution is UNKNOWN and holds its subarray, for the script may still run there.
+
+    Until its end is confirmed or a person releases it. Only one whose `main` may have begun holds anything.
+    """
+    status, grant = execution.status, execution.status.grant
+    if status.state is not State.UNKNOWN or grant is None or grant.subarray is None:
+        return False
+    has_begun = not grant.standing or find_target(execution) is not None
+    released = find_condition(status, ConditionType.RELEASED)
+    return has_begun and (released is None or released.status != "True")
 
 
 def find_deadline(status: ScriptExecutionStatus) -> Reason | None:
@@ -90,13 +116,14 @@ def with_runner_news(execution: ScriptExecution) -> ScriptExecution:
     """Return the execution as what its runner reported makes it, before the operator has copied that; the same if nothing does.
 
     What the runner saw is true from the moment it is stored. So readers know of a READY, a RUNNING or a STOPPED without waiting
-    for the operator, and also while there is none. An end for which the reason is the operator's to find is left to it.
+    for the operator, and also while there is none. An end for which the reason is the operator's to find is left to it, and so is
+    one that somebody else than the runner could have reported.
     """
     if execution.is_finished or execution.status.runner is None or not execution.status.history:
         return execution
     status = with_resolved(with_runner_transitions(execution.status))
     end = execution.status.runner.exit
-    if end is not None and _is_plain(end, execution):
+    if end is not None and has_credible_end(status) and _is_plain(end, execution):
         status = with_reported_end(status, execution.spec.desired_state)
     return execution if status is execution.status else execution.model_copy(update={"status": status})
 

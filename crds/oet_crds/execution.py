@@ -376,7 +376,10 @@ class Resolved(Model):
 
 
 class RunnerExit(Model):
-    """How the script ended, as its runner saw it; written only when no process of the script was left."""
+    """How the script ended, as its runner saw it; written only when no process of the script was left.
+
+    Whoever takes the runner's identity can write it too: it counts once the runner itself is gone, or if nobody could.
+    """
 
     outcome: Outcome = Field(description="How it ended.")
     reason: Reason = Field(description="Why, in one word for programs.")
@@ -396,6 +399,11 @@ class RunnerStatus(Model):
         None,
         max_length=64,
         description="Random name of the one runner that serves the execution; present before any line of the script runs.",
+    )
+    confined: bool | None = Field(
+        None,
+        description="True: the script cannot take its runner's identity (Landlock); told with the claim, before any line of the "
+        "script ran; absent: it could.",
     )
     transitions: list[HistoryEntry] = Field(default_factory=list, description="States that it reached, oldest first.")
     exit: RunnerExit | None = Field(None, description="How the script ended; absent: it has not, or it is not known.")

@@ -25,6 +25,7 @@ __all__ = [
     "POD_NAME_VARIABLE",
     "PROCEDURE_LABEL",
     "REHEARSAL_VALUE",
+    "RELEASE_ANNOTATION",
     "RUNNER_HOME",
     "SB_FOLDER",
     "SCRIPTS_FOLDER",
@@ -75,6 +76,9 @@ SUBARRAY_LABEL = f"{GROUP}/subarray"
 """On every script Pod: the subarray that its execution locks, or `NO_SUBARRAY`; absent: the start may still name one."""
 
 NO_SUBARRAY = "none"
+
+RELEASE_ANNOTATION = f"{GROUP}/release"
+"""On an UNKNOWN execution: why a person releases its subarray. Its presence releases it."""
 
 MODE_LABEL = f"{GROUP}/mode"
 """On the script Pod of a rehearsal, with `REHEARSAL_VALUE`: a network policy of its own selects it, others leave it out."""

@@ -91,6 +91,12 @@ class Reason(str, Enum):
     """The abort script that was to be held READY could not be, or ended: the next abort takes as long as a start. An alarm."""
     NOT_NEEDED = "NotNeeded"
     """Nothing runs on the subarray any more for which the abort script was held READY."""
+    END_UNCONFIRMED = "EndUnconfirmed"
+    """The runner reported the end of its script and stayed: it was removed, and what it reported is not believed."""
+    END_CONFIRMED = "EndConfirmed"
+    """Of an UNKNOWN execution: nothing of its script is left, as was seen later."""
+    RELEASED_BY_HAND = "ReleasedByHand"
+    """Of an UNKNOWN execution: a person has released its subarray; the message says why."""
     NODE_LOST = "NodeLost"
     """The node that ran the script is not reachable; what the script does is not known."""
 

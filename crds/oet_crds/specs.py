@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from oet_crds.conditions import find_condition
+from oet_crds.ends import is_holding_unknown
 from oet_crds.errors import InvalidTransitionError
 from oet_crds.execution import ExecutionArgs, ScriptExecution, ScriptExecutionSpec, ScriptSource
 from oet_crds.git import mask_credentials
 from oet_crds.ports import SpecChange
-from oet_crds.states import DesiredState, Mode, Purpose
+from oet_crds.states import ConditionType, DesiredState, Mode, Purpose, State
 from oet_crds.subarrays import SUBARRAY_KEY, parse_subarray
 
-__all__ = ["compute_subarray", "describe_script", "validate_change", "validate_subarray"]
+__all__ = ["compute_subarray", "describe_script", "find_release_problem", "validate_change", "validate_subarray"]
 
 
 def _list_arguments(spec: ScriptExecutionSpec) -> list[Any]:
@@ -70,7 +72,9 @@ def validate_change(execution: ScriptExecution, change: SpecChange) -> ScriptExe
     spec, state = execution.spec, execution.status.state
     desired = spec.desired_state if change.desired_state is None else change.desired_state
     name = f"Procedure {execution.procedure_id}"
-    if execution.is_finished and desired is not spec.desired_state:
+    # What may still run can be stopped, and its subarray be aborted.
+    is_over = execution.is_finished and not (is_holding_unknown(execution) and desired is DesiredState.STOPPED)
+    if is_over and desired is not spec.desired_state:
         raise InvalidTransitionError(f"{name} is {state}: a finished procedure takes no change", state)
     if spec.desired_state is DesiredState.STOPPED and desired is not DesiredState.STOPPED:
         raise InvalidTransitionError(f"{name} is being stopped, and a stop is final", state)
@@ -101,6 +105,19 @@ def validate_change(execution: ScriptExecution, change: SpecChange) -> ScriptExe
     if change.main is not None and (problem := validate_subarray(changed)):
         raise InvalidTransitionError(f"{name}: {problem}", state)
     return changed
+
+
+def find_release_problem(execution: ScriptExecution) -> str | None:
+    """Say why an execution cannot be released by a person, None when it can, or was. Pure."""
+    status = execution.status
+    if status.state is not State.UNKNOWN:
+        return (
+            f"Procedure {execution.procedure_id} is {status.state}: only one that is {State.UNKNOWN} is released by a person; "
+            "stop one that runs"
+        )
+    if not is_holding_unknown(execution) and find_condition(status, ConditionType.RELEASED) is None:
+        return f"Procedure {execution.procedure_id} holds no subarray, so there is nothing to release"
+    return None
 
 
 def _check_abort(execution: ScriptExecution, change: SpecChange) -> None:

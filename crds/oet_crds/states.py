@@ -45,7 +45,8 @@ class State(str, Enum):
     FAILED = "FAILED"
     """Final: the script, or what it ran on, failed; the reason and the message say how."""
     UNKNOWN = "UNKNOWN"
-    """Final: the truth cannot be known, for example because the node was lost."""
+    """Final: the truth cannot be known, for example because the node was lost. The script may still run, so that its subarray is
+    held until its end is confirmed or a person releases it."""
 
     __str__ = str.__str__
 
@@ -102,6 +103,11 @@ class ConditionType(str, Enum):
     """Of an abort script that is held READY: True once it is; False when it could not be, or ended: an alarm."""
     NEEDED = "Needed"
     """Of an abort script that is held READY: whether its subarray is in use."""
+    RELEASED = "Released"
+    """Of an UNKNOWN execution that was granted a subarray: False while it holds that, which is an alarm; True once its end was
+    confirmed, or a person released it."""
+    LEFT = "Left"
+    """False when the runner reported the end of its script and stayed, so that it had to be removed: an alarm."""
 
     __str__ = str.__str__
 

@@ -212,7 +212,9 @@ def test_abort_script_that_nobody_needs_is_stopped_after_a_while_and_removed(mak
     runner = RunnerObservation(Presence.ALIVE)
     plan = decide(Snapshot(idle, runner, build_lock_table([idle]), later, UNUSED))
     assert [type(action) for action in plan.actions] == [StopRunner]
-    report = plan.status.runner.model_copy(update={"exit": make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED)})  # type: ignore[union-attr]
+    report = plan.status.runner.model_copy(
+        update={"exit": make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED), "confined": True}
+    )  # type: ignore[union-attr]
     stopping = idle.model_copy(update={"status": plan.status.model_copy(update={"runner": report})})
     ended = decide(Snapshot(stopping, runner, build_lock_table([stopping]), later, UNUSED))
     assert (ended.status.state, ended.status.reason) == (State.STOPPED, Reason.NOT_NEEDED)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from oet_crds.alarms import find_alarm, find_release
 from oet_crds.conditions import find_condition
 from oet_crds.execution import (
     AbortStatus,
@@ -17,10 +18,14 @@ from oet_crds.execution import (
     StopOptions,
     WhenBusy,
 )
+from oet_crds.names import RELEASE_ANNOTATION
+from oet_crds.ports import SpecChange
 from oet_crds.reasons import Outcome, Reason
-from oet_crds.states import ConditionType, DesiredState, Mode, State
+from oet_crds.specs import validate_change
+from oet_crds.states import ConditionType, DesiredState, Mode, Purpose, State
+from oet_crds.topics import Severity, Topic
 from oet_operator.core.actions import CreateAbort, CreatePod, DeleteExecution, DeletePod, StopRunner
-from oet_operator.core.decide import BACKSTOP_SECONDS, decide
+from oet_operator.core.decide import BACKSTOP_SECONDS, LEAVE_SECONDS, decide
 from oet_operator.core.locks import Leftover, build_lock_table
 from oet_operator.core.snapshot import Presence, RunnerObservation, Snapshot
 
@@ -31,8 +36,9 @@ FINAL = [State.COMPLETE, State.STOPPED, State.FAILED, State.UNKNOWN]
 
 
 def _with_exit(make: Any, reached: State, end: Any, **fields: Any) -> Any:
+    changes = {"exit": end, "confined": fields.pop("confined", True)}
     execution = make.execution(reached, **fields)
-    runner = (execution.status.runner or RunnerStatus()).model_copy(update={"exit": end})
+    runner = (execution.status.runner or RunnerStatus()).model_copy(update=changes)
     return execution.model_copy(update={"status": execution.status.model_copy(update={"runner": runner})})
 
 
@@ -87,17 +93,135 @@ def test_reported_states_become_the_history_with_the_runners_times(make: Any) ->
         pytest.param(Outcome.FAILED, State.RUNNING, STOP, State.FAILED, id="failed_before_the_stop"),
     ],
 )
+@pytest.mark.parametrize(
+    ("confined", "presence", "reason"),
+    [
+        pytest.param(True, Presence.ALIVE, None, id="nobody_else_can_report"),
+        pytest.param(None, Presence.GONE, Reason.RUNNER_LOST, id="the_runner_is_gone"),
+        pytest.param(None, Presence.GONE, None, id="the_runner_is_gone_as_it_should"),
+    ],
+)
 def test_reported_end_becomes_the_final_state(
-    make: Any, outcome: Outcome, reached: State, desired: DesiredState, state: State
+    make: Any,
+    outcome: Outcome,
+    reached: State,
+    desired: DesiredState,
+    state: State,
+    confined: bool | None,
+    presence: Presence,
+    reason: Reason | None,
 ) -> None:
-    execution = _with_exit(make, reached, make.exit(outcome, Reason.STOP_REQUESTED), desired_state=desired)
-    plan = make.decide(execution)
+    end = make.exit(outcome, Reason.STOP_REQUESTED)
+    execution = _with_exit(make, reached, end, desired_state=desired, confined=confined)
+    plan = make.decide(execution, presence, reason=reason)
     assert plan.status.state is plan.status.history[-1].state is state
     assert plan.status.message
     condition = find_condition(plan.status, ConditionType.COMPLETE)
     assert condition is not None
     assert (condition.status == "True") == (state is State.COMPLETE)
-    assert plan.actions == (DeletePod(10.0),)
+    assert plan.actions == ((DeletePod(10.0),) if presence is Presence.ALIVE else ())
+
+
+@pytest.mark.parametrize("presence", [Presence.STARTING, Presence.ALIVE])
+@pytest.mark.parametrize("desired", [RUN, STOP])
+def test_reported_end_is_no_end_while_the_runner_that_anybody_may_be_is_there(
+    make: Any, presence: Presence, desired: DesiredState
+) -> None:
+    end = make.exit(Outcome.COMPLETE)
+    execution = _with_exit(make, State.READY, end, desired_state=desired, confined=None, grant=make.grant())
+    plan = make.decide(execution, presence)
+    assert (plan.status.state, plan.actions, plan.requeue_after_seconds) == (State.READY, (), LEAVE_SECONDS)
+    waiting = make.execution(State.READY, number=2, desired_state=RUN, subarray=1)
+    assert make.decide(waiting, others=(execution,)).status.grant is None
+
+
+@pytest.mark.parametrize("seconds", [LEAVE_SECONDS + 1, -3600.0])
+def test_runner_that_stays_after_the_end_that_it_reported_is_removed_and_not_believed(
+    make: Any, seconds: float
+) -> None:
+    execution = _with_exit(make, State.RUNNING, make.exit(Outcome.COMPLETE), desired_state=RUN, confined=None)
+    late = make.decide(execution, now=make.now + timedelta(seconds=seconds))
+    assert late.actions == (DeletePod(0.0),)
+    stayed = execution.model_copy(update={"status": late.status})
+    alarm = find_alarm(stayed)
+    assert alarm is not None
+    assert (alarm.topic, late.status.state) == (Topic.END_UNCONFIRMED, State.RUNNING)
+    ended = make.decide(stayed, Presence.GONE, reason=Reason.RUNNER_LOST).status
+    assert (ended.state, ended.reason) == (State.FAILED, Reason.END_UNCONFIRMED)
+
+
+def test_runner_that_was_seen_to_lie_is_not_believed(make: Any) -> None:
+    execution = _with_exit(make, State.READY, make.exit(Outcome.COMPLETE), desired_state=RUN, confined=None)
+    ended = make.decide(execution, Presence.GONE, reason=Reason.END_UNCONFIRMED).status
+    assert (ended.state, ended.reason) == (State.FAILED, Reason.END_UNCONFIRMED)
+
+
+# ---- UNKNOWN -------------------------------------------------------------------------------------------------------------
+
+
+def _lost(make: Any, **fields: Any) -> Any:
+    execution = make.execution(State.RUNNING, number=7, grant=make.grant(), desired_state=RUN, **fields)
+    status = make.decide(execution, Presence.LOST).status
+    assert status.state is State.UNKNOWN
+    return execution.model_copy(update={"status": status})
+
+
+def test_unknown_holds_its_subarray_and_is_an_alarm(make: Any) -> None:
+    lost = _lost(make, ttl_seconds_after_finished=0)
+    alarm = find_alarm(lost)
+    assert alarm is not None
+    assert (alarm.topic, alarm.payload["severity"]) == (Topic.END_UNKNOWN, Severity.ALARM)
+    assert make.decide(lost, Presence.LOST).actions == ()
+    waiting = make.execution(State.READY, desired_state=RUN, subarray=1, when_busy=WhenBusy.REJECT)
+    refused = make.decide(waiting, others=(lost,)).status
+    assert refused.grant is None
+    assert refused.refusal.holder == 7
+    assert "PID #7 is UNKNOWN and may still run on subarray 1" in refused.refusal.message
+
+
+@pytest.mark.parametrize(
+    ("presence", "annotations", "reason"),
+    [
+        pytest.param(Presence.GONE, {}, Reason.END_CONFIRMED, id="seen_to_have_ended"),
+        pytest.param(Presence.STUCK, {}, Reason.END_CONFIRMED, id="never_began"),
+        pytest.param(Presence.LOST, {RELEASE_ANNOTATION: "dishes parked"}, Reason.RELEASED_BY_HAND, id="by_a_person"),
+    ],
+)
+def test_unknown_lets_go_once_its_end_is_confirmed_or_a_person_releases_it(
+    make: Any, presence: Presence, annotations: dict[str, str], reason: Reason
+) -> None:
+    lost = _lost(make)
+    lost = lost.model_copy(update={"metadata": lost.metadata.model_copy(update={"annotations": annotations})})
+    status = make.decide(lost, presence).status
+    assert status.state is State.UNKNOWN
+    released = lost.model_copy(update={"status": status})
+    assert find_alarm(released) is None
+    topic, payload, _ = find_release(released)  # type: ignore[misc]
+    assert (topic, payload["reason"]) == (Topic.RELEASED, reason)
+    assert "dishes parked" in payload["message"] or not annotations
+    waiting = make.execution(State.READY, desired_state=RUN, subarray=1)
+    assert make.decide(waiting, others=(released,)).status.grant is not None
+    assert make.decide(released, Presence.LOST).status is status
+
+
+def test_unknown_that_was_granted_no_subarray_holds_none(make: Any) -> None:
+    prepared = make.execution(State.READY, number=7, subarray=1)
+    lost = prepared.model_copy(update={"status": make.decide(prepared, Presence.LOST).status})
+    assert lost.status.state is State.UNKNOWN
+    assert (find_alarm(lost), find_release(lost)) == (None, None)
+    waiting = make.execution(State.READY, desired_state=RUN, subarray=1)
+    assert make.decide(waiting, others=(lost,)).status.grant is not None
+
+
+def test_abort_runs_beside_what_is_unknown(make: Any) -> None:
+    lost = _lost(make, subarray=1)
+    spec = validate_change(lost, SpecChange(desired_state=STOP, stop=StopOptions(abort=True)))
+    asked = lost.model_copy(update={"spec": spec})
+    assert make.decide(asked, Presence.LOST).actions == (CreateAbort(1, inherit=True),)
+    abort = make.execution(
+        State.READY, number=9, desired_state=RUN, subarray=1, purpose=Purpose.ABORT, abort_of="uid-7"
+    )
+    assert make.decide(abort, others=(lost,)).status.grant is not None
 
 
 def test_shutdown_of_the_engine_is_a_stop(make: Any) -> None:
@@ -211,7 +335,9 @@ def test_deadline_that_is_over_stops_the_runner_and_fails_the_execution(make: An
     plan = make.decide(execution)
     assert plan.actions == (StopRunner(10.0, reason),)
     stopped = execution.model_copy(update={"status": plan.status})
-    runner = stopped.status.runner.model_copy(update={"exit": make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED)})
+    runner = stopped.status.runner.model_copy(
+        update={"exit": make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED), "confined": True}
+    )
     ended = stopped.model_copy(update={"status": stopped.status.model_copy(update={"runner": runner})})
     plan = make.decide(ended)
     assert (plan.status.state, plan.status.reason) == (State.FAILED, reason)
@@ -240,7 +366,9 @@ def test_user_who_stops_what_a_deadline_stops_gets_a_stop(make: Any) -> None:
     execution = make.execution(State.RUNNING, active_deadline_seconds=5, desired_state=RUN)
     status = make.decide(execution).status
     spec = execution.spec.model_copy(update={"desired_state": STOP})
-    runner = status.runner.model_copy(update={"exit": make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED)})
+    runner = status.runner.model_copy(
+        update={"exit": make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED), "confined": True}
+    )
     ended = execution.model_copy(update={"spec": spec, "status": status.model_copy(update={"runner": runner})})
     assert make.decide(ended).status.state is State.STOPPED
 
@@ -289,7 +417,7 @@ def test_waiting_start_says_what_it_waits_for_and_forgets_it_when_granted(make: 
     execution = make.execution(State.READY, desired_state=RUN, subarray=1)
     waiting = make.decide(execution, others=(holder,)).status
     assert (waiting.grant, waiting.reason, waiting.state) == (None, Reason.SUBARRAY_BUSY, State.READY)
-    assert "procedure 7" in waiting.message
+    assert "PID #7 is RUNNING on subarray 1" in waiting.message
     granted = make.decide(execution.model_copy(update={"status": waiting})).status
     assert granted.grant is not None
     assert (granted.reason, granted.message) == (None, None)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from typing import Any
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, multiple, rule
 
 from oet_api.decisions import decide_armed, is_abort_safe
 from oet_crds.aborts import find_serving, find_target
-from oet_crds.ends import with_runner_news
+from oet_crds.ends import is_holding_unknown, with_runner_news
 from oet_crds.errors import InvalidTransitionError
 from oet_crds.execution import (
     AbortStatus,
@@ -31,6 +32,7 @@ from oet_crds.execution import (
     StopOptions,
     WhenBusy,
 )
+from oet_crds.names import RELEASE_ANNOTATION
 from oet_crds.ports import SpecChange
 from oet_crds.reasons import Outcome, Reason
 from oet_crds.settings import EngineSettings
@@ -55,18 +57,22 @@ PREPARATION = [State.IDLE, State.LOADING, State.IDLE, State.READY]
 
 
 class Runner:
-    """A runner that keeps its contract, until it dies."""
+    """A runner that keeps its contract until it dies, unless its script takes its identity and lies."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, is_confined: bool) -> None:
         self.states: list[State] = []
         self.exit: RunnerExit | None = None
         self.presence = Presence.STARTING
         self.told_to_stop = False
+        self.is_confined = is_confined
+        self.has_lied = False
+        self.is_released = False
 
     @property
     def lives(self) -> bool:
         """Whether any process of the script is left."""
-        return self.presence in (Presence.STARTING, Presence.ALIVE, Presence.LOST) and self.exit is None
+        is_there = self.presence in (Presence.STARTING, Presence.ALIVE, Presence.LOST)
+        return is_there and (self.exit is None or self.has_lied)
 
     @property
     def is_in_main(self) -> bool:
@@ -188,7 +194,7 @@ class World(RuleBasedStateMachine):
     @rule(number=executions)
     def runner_goes_on(self, number: int) -> None:
         runner = self.runners.get(number)
-        if runner is None or not runner.lives or runner.presence is Presence.LOST:
+        if runner is None or not runner.lives or runner.presence is Presence.LOST or runner.has_lied:
             return
         runner.presence = Presence.ALIVE
         execution = self.stored.get(number)
@@ -231,10 +237,51 @@ class World(RuleBasedStateMachine):
         runner = self.runners.get(number)
         if runner is None or not runner.lives or runner.presence is Presence.LOST:
             return
-        if how == "fails":
+        if how == "fails" and not runner.has_lied:
             self._end(runner, Outcome.FAILED, Reason.MAIN_FAILED)
-        else:
+        elif how != "fails":
             runner.presence = Presence.GONE if how == "dies" else Presence.LOST
+
+    @rule(number=executions, outcome=st.sampled_from(Outcome))
+    def script_lies_about_its_end(self, number: int, outcome: Outcome) -> None:
+        """It reports an end as its runner would, and goes on."""
+        runner = self.runners.get(number)
+        if runner is None or runner.is_confined or not runner.states or not runner.lives or runner.has_lied:
+            return
+        self._end(runner, outcome, Reason.COMPLETED)
+        runner.has_lied = True
+
+    @rule(number=executions, rounds=st.sampled_from([3, 5, 9]))
+    def all_goes_well_for_a_while(self, number: int, rounds: int) -> None:
+        """Without it few histories would ever come to `main`."""
+        for _ in range(rounds):
+            self.runner_goes_on(number)
+            self.report_arrives(number, late=False)
+            self.reconcile(number)
+
+    @rule(number=executions)
+    def runner_leaves(self, number: int) -> None:
+        runner = self.runners.get(number)
+        if runner and runner.exit and not runner.has_lied and runner.presence is not Presence.LOST:
+            runner.presence = Presence.GONE
+
+    @rule(number=executions)
+    def node_comes_back(self, number: int) -> None:
+        """What was lost is seen to have ended."""
+        runner = self.runners.get(number)
+        if runner and runner.presence is Presence.LOST:
+            runner.presence = Presence.GONE
+
+    @rule(number=executions)
+    def person_releases(self, number: int) -> None:
+        execution = self.stored.get(number)
+        if execution is None or not is_holding_unknown(execution):
+            return
+        annotations = {RELEASE_ANNOTATION: "seen to be parked"}
+        metadata = execution.metadata.model_copy(update={"annotations": annotations})
+        self.stored[number] = execution.model_copy(update={"metadata": metadata})
+        if number in self.runners:
+            self.runners[number].is_released = True
 
     @rule(number=executions, late=st.booleans())
     def report_arrives(self, number: int, late: bool) -> None:
@@ -253,7 +300,8 @@ class World(RuleBasedStateMachine):
             *known,
             *(HistoryEntry(seq=at + 1, state=states[at], time=self.now) for at in range(len(known), len(states))),
         ]
-        status = RunnerStatus(transitions=transitions, exit=None if late else runner.exit)
+        end = None if late else runner.exit
+        status = RunnerStatus(transitions=transitions, exit=end, confined=runner.is_confined or None)
         self._set_status(number, execution.status.model_copy(update={"runner": status}))
 
     # ---- the engine --------------------------------------------------------------------------------------------------
@@ -264,7 +312,8 @@ class World(RuleBasedStateMachine):
     def _snapshot(self, number: int) -> Snapshot:
         runner = self.runners.get(number)
         presence = runner.presence if runner else Presence.NONE
-        if runner and presence is Presence.GONE and runner.exit is not None:
+        known = self.stored[number].status.runner
+        if runner and presence is Presence.GONE and runner.exit is not None and not (known and known.exit):
             presence = Presence.ALIVE  # Its last report is still on its way.
         return self._build_snapshot(self.stored[number], RunnerObservation(presence))
 
@@ -286,7 +335,8 @@ class World(RuleBasedStateMachine):
         assert again.status is stored.status
         for action in plan.actions:
             self._apply(number, action)
-        if number in self.stored:
+        # A runner that was removed is another observation, from which more may follow.
+        if number in self.stored and not any(isinstance(action, DeletePod) for action in plan.actions):
             left = decide(self._snapshot(number)).actions
             assert not any(isinstance(action, CreateAbort | UseArmed | ArmAbort) for action in left)
         # Those that only the engine has made are looked at as well.
@@ -302,10 +352,10 @@ class World(RuleBasedStateMachine):
 
     def _apply(self, number: int, action: object) -> None:
         if isinstance(action, CreatePod):
-            self.runners.setdefault(number, Runner())
+            self.runners.setdefault(number, Runner(is_confined=number % 2 == 0))
         elif isinstance(action, StopRunner):
             self.runners[number].told_to_stop = True
-        elif isinstance(action, DeletePod) and self.runners[number].exit is None:
+        elif isinstance(action, DeletePod) and self.runners[number].presence is not Presence.LOST:
             self.runners[number].presence = Presence.GONE
         elif isinstance(action, CreateAbort):
             assert self.stored[number].spec.mode is Mode.OPERATION
@@ -339,15 +389,27 @@ class World(RuleBasedStateMachine):
             ]
             assert sum(not one.is_finished for one in granted) <= 1
             in_main = [
-                number
+                runner.presence is Presence.LOST
                 for number, runner in self.runners.items()
-                # What is lost is UNKNOWN, and said to be so: its subarray is for people to look at.
+                # What a person has released is that person's to answer for.
                 if runner.is_in_main
                 and number in self.stored
-                and runner.presence is not Presence.LOST
+                and not runner.is_released
                 and compute_subarray(self.stored[number].spec) == subarray
+                and self.stored[number].spec.purpose is not Purpose.ABORT
             ]
-            assert len(in_main) <= 1
+            aborts = [
+                runner.presence is Presence.LOST
+                for number, runner in self.runners.items()
+                if runner.is_in_main
+                and number in self.stored
+                and not runner.is_released
+                and self.stored[number].spec.purpose is Purpose.ABORT
+                and self.stored[number].spec.subarray == subarray
+            ]
+            assert len(in_main) <= 1, "two scripts run on one subarray"
+            # An abort runs beside what is lost, for which it may be meant, and beside nothing else.
+            assert sum(not is_lost for is_lost in in_main + aborts) <= 1
 
     @invariant()
     def rehearsals_hold_nothing_and_wait_for_nobody(self) -> None:
@@ -388,6 +450,9 @@ class World(RuleBasedStateMachine):
             for number in list(self.stored):
                 self.runner_goes_on(number)
                 self.report_arrives(number, late=False)
+                self.runner_leaves(number)
+                self.person_releases(number)
+                self.now += timedelta(seconds=1)
                 self.reconcile(number)
                 self.one_per_subarray()
         for execution in self.stored.values():
@@ -407,3 +472,29 @@ TestWorld.settings = settings(
     derandomize=True,
     suppress_health_check=list(HealthCheck),
 )
+
+
+ACTS = ("live", "live", "lie", "lose", "die", "come_back", "reconcile", "wait", "stop")
+
+
+@given(steps=st.lists(st.tuples(st.sampled_from((1, 2, 3)), st.sampled_from(ACTS)), min_size=3, max_size=14))
+@settings(max_examples=400, deadline=None, derandomize=True)
+def test_no_two_scripts_live_on_a_subarray_whatever_they_say_of_their_end(steps: list[tuple[int, str]]) -> None:
+    world = World()
+    for _ in range(3):
+        world.create(1, DesiredState.RUNNING, WhenBusy.WAIT, Mode.OPERATION, None, None)
+    acts: dict[str, Callable[[int], None]] = {
+        "live": lambda number: world.all_goes_well_for_a_while(number, 5),
+        "lie": lambda number: world.script_lies_about_its_end(number, Outcome.COMPLETE),
+        "lose": lambda number: world.runner_ends_badly(number, "is_lost"),
+        "die": lambda number: world.runner_ends_badly(number, "dies"),
+        "come_back": world.node_comes_back,
+        "reconcile": lambda number: world.report_arrives(number, late=False) or world.reconcile(number),
+        "wait": lambda _: world.pass_time(7),
+        "stop": world.stop_with_abort,
+    }
+    for number, act in steps:
+        acts[act](number)
+        world.one_per_subarray()
+        world.final_states_stay()
+        world.ends_are_true()

@@ -26,7 +26,7 @@ from oet_crds.ports import SpecChange
 from oet_crds.specs import compute_subarray, describe_script, validate_change, validate_subarray
 from oet_crds.states import ConditionType, DesiredState, State
 from oet_crds.subarrays import parse_subarray
-from oet_operator.core.locks import LockTable, build_lock_table
+from oet_operator.core.locks import Holder, LockTable, build_lock_table
 from oet_operator.core.names import MAX_NAME_LENGTH, build_pod_name
 
 
@@ -134,9 +134,23 @@ def test_forbidden_change_is_refused_with_the_rule(make: Any, fields: Any, chang
 def test_lock_table_keeps_all_holders_if_ever_there_are_two(make: Any) -> None:
     two = [make.execution(State.RUNNING, number=number, grant=make.grant(), desired_state=RUN) for number in (1, 2)]
     table = build_lock_table(two)
-    assert table.find_holder(1, besides="uid-1") == 2
-    assert table.find_holder(1, besides="uid-2") == 1
+    assert table.find_holder(1, besides="uid-1") == Holder(2, State.RUNNING)
+    assert table.find_holder(1, besides="uid-2") == Holder(1, State.RUNNING)
     assert table.find_holder(2, besides="") is None
+
+
+@pytest.mark.parametrize(
+    ("holder", "words"),
+    [
+        (Holder(7, State.RUNNING), "PID #7 is RUNNING on subarray 1"),
+        (Holder(7, State.STOPPED), "PID #7 is STOPPED and its abort is about to run on subarray 1"),
+        (Holder(7, State.UNKNOWN), "oet procedure release --pid=7"),
+        (Holder(7, None), "PID #7 was deleted, and its Pod may still run on subarray 1"),
+        (Holder(0, None), "a procedure was deleted, and its Pod may still run on subarray 1"),
+    ],
+)
+def test_who_holds_a_subarray_is_told_as_it_is(holder: Holder, words: str) -> None:
+    assert words in holder.describe(1)
 
 
 def test_execution_without_subarray_is_in_no_lock_table(make: Any) -> None:

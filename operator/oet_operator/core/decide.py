@@ -14,15 +14,26 @@ from oet_crds.ends import (
     describe_deadline,
     find_deadline,
     find_deadline_state,
+    has_credible_end,
+    is_holding_unknown,
     with_final,
     with_reported_end,
     with_resolved,
 )
-from oet_crds.execution import AbortStatus, Grant, Refusal, ScriptExecution, ScriptExecutionStatus, WhenBusy
+from oet_crds.execution import (
+    AbortStatus,
+    Grant,
+    Refusal,
+    RunnerExit,
+    ScriptExecution,
+    ScriptExecutionStatus,
+    WhenBusy,
+)
 from oet_crds.history import with_runner_transitions
+from oet_crds.names import RELEASE_ANNOTATION
 from oet_crds.reasons import Reason
 from oet_crds.specs import compute_subarray, describe_script, validate_subarray
-from oet_crds.states import ConditionType, DesiredState, State
+from oet_crds.states import ConditionType, DesiredState, Purpose, State
 from oet_operator.core.aborts import REARM_SECONDS, AbortEnd, is_in_use, is_outcome_open
 from oet_operator.core.actions import (
     Action,
@@ -36,14 +47,22 @@ from oet_operator.core.actions import (
     UseArmed,
 )
 from oet_operator.core.deadlines import Deadline, compute_deadlines
-from oet_operator.core.locks import is_abort_due, wants_grant
+from oet_operator.core.locks import Holder, is_abort_due, wants_grant
 from oet_operator.core.names import build_pod_name
 from oet_operator.core.snapshot import Presence, RunnerObservation, Snapshot
 
-__all__ = ["BACKSTOP_SECONDS", "decide"]
+__all__ = ["BACKSTOP_SECONDS", "LEAVE_SECONDS", "decide"]
 
 BACKSTOP_SECONDS = 5.0
 """A runner that has not reported the end this long after the grace period is removed by force: it needs 30 ms for it."""
+
+LEAVE_SECONDS = 10.0
+"""A runner that reported the end has this long to be gone: it has nothing to do but to deliver what is left, for which it has
+some seconds, and a node that starts twenty Pods at once takes up to 3 s to say that a container has ended."""
+
+MAX_SKEW_SECONDS = 60.0
+"""An end that is reported for a later time than this from now was not reported by a runner of ours: clocks of a cluster differ by
+less than a second where NTP runs."""
 
 _HARMLESS_ENDS = (Reason.NOT_NEEDED, Reason.ENGINE_LOST, Reason.ENGINE_SHUTDOWN)
 """Ends of an abort script that was held, after which another one can be prepared at once."""
@@ -67,6 +86,8 @@ def decide(snapshot: Snapshot) -> Plan:
     ended = _with_end(snapshot, status)
     if ended is not None:
         return _plan_finished(snapshot, _with_failed_arming(snapshot, ended))
+    if status.runner is not None and status.runner.exit is not None:
+        return _plan_leaving(snapshot, status, status.runner.exit)
     deadlines = compute_deadlines(execution, status)
     passed = next((deadline.reason for deadline in deadlines if deadline.at <= snapshot.now), None)
     if execution.spec.desired_state is DesiredState.STOPPED:
@@ -93,6 +114,7 @@ def _remove_runner(snapshot: Snapshot) -> tuple[Action, ...]:
 
 def _plan_finished(snapshot: Snapshot, status: ScriptExecutionStatus) -> Plan:
     """Clean up after a final state: the runner, the abort that was asked for, the time to live."""
+    status = _with_release(snapshot, status)
     execution = snapshot.execution.model_copy(update={"status": status})
     actions = _remove_runner(snapshot)
     if is_abort_due(execution):
@@ -102,7 +124,7 @@ def _plan_finished(snapshot: Snapshot, status: ScriptExecutionStatus) -> Plan:
             return Plan(status, actions)
         status = _with_outcome(execution, snapshot.aborts.end, snapshot.now)
     ttl = _compute_ttl(execution)
-    if ttl is None or not status.history:
+    if ttl is None or not status.history or is_holding_unknown(execution):
         return Plan(status, actions)
     left = (status.history[-1].time + timedelta(seconds=ttl) - snapshot.now).total_seconds()
     if left <= 0:
@@ -118,7 +140,7 @@ def _plan_abort(snapshot: Snapshot, execution: ScriptExecution, actions: tuple[A
         return Plan(_with_alarm(status, Reason.NOTHING_TO_ABORT, text, snapshot.now), actions)
     if view.serving is not None:
         return Plan(status.model_copy(update={"abort": AbortStatus(procedure_id=view.serving)}), actions)
-    inherit = snapshot.locks.find_holder(subarray, execution.uid) is None
+    inherit = snapshot.locks.find_holder(subarray, execution.uid, for_abort=True) is None
     if inherit and view.armed is not None:
         return Plan(status, (*actions, UseArmed(view.armed, subarray)))
     return Plan(status, (*actions, CreateAbort(subarray, inherit)))
@@ -140,6 +162,26 @@ def _with_alarm(status: ScriptExecutionStatus, reason: Reason, text: str, now: d
     text = f"ALARM: {text}; what the subarray does is not known"
     status = with_condition(status, ConditionType.ABORTED, False, reason, now, text)
     return status.model_copy(update={"message": f"{status.message}; {text}" if status.message else text})
+
+
+def _with_release(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus:
+    """Let an UNKNOWN execution hold its subarray, which is an alarm, until its end is confirmed or a person releases it."""
+    execution = snapshot.execution.model_copy(update={"status": status})
+    if not is_holding_unknown(execution):
+        return status
+    assert status.grant is not None
+    words = execution.metadata.annotations.get(RELEASE_ANNOTATION)
+    if snapshot.runner.presence in (Presence.GONE, Presence.STUCK):
+        text = "its end was confirmed: nothing of its script is left"
+        return with_condition(status, ConditionType.RELEASED, True, Reason.END_CONFIRMED, snapshot.now, text)
+    if words is not None:
+        text = f"released by a person: {words}"
+        return with_condition(status, ConditionType.RELEASED, True, Reason.RELEASED_BY_HAND, snapshot.now, text)
+    text = (
+        f"ALARM: whether the script still runs on subarray {status.grant.subarray} is not known ({status.message}); the "
+        "subarray is held until the end is confirmed, or released by a person who is certain that it does not run"
+    )
+    return with_condition(status, ConditionType.RELEASED, False, status.reason or Reason.NODE_LOST, snapshot.now, text)
 
 
 def _with_failed_arming(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus:
@@ -169,15 +211,21 @@ def _find_subarray(execution: ScriptExecution) -> int | None:
 
 def _with_end(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus | None:
     """Return the status in its final state, None while the execution is not over."""
-    end = status.runner.exit if status.runner else None
-    if end is not None:
-        unasked = (snapshot.runner.reason, snapshot.runner.message) if snapshot.runner.reason else None
-        return with_reported_end(status, snapshot.execution.spec.desired_state, unasked)
     runner, wants_stop = snapshot.runner, snapshot.execution.spec.desired_state is DesiredState.STOPPED
+    is_gone = runner.presence in (Presence.GONE, Presence.STUCK)
+    if status.runner is not None and status.runner.exit is not None and (is_gone or has_credible_end(status)):
+        if _has_stayed(snapshot, status):
+            text = (
+                f"the runner reported the end of the script ({status.runner.exit.outcome}) and stayed, so that it was removed; "
+                "what it reported is not believed, and nothing of the script is left"
+            )
+            return with_final(status, State.FAILED, Reason.END_UNCONFIRMED, text, snapshot.now)
+        # That it ended without a report is what is seen of it before its report has come.
+        unasked = None if runner.reason in (None, Reason.RUNNER_LOST) else (runner.reason, runner.message)
+        return with_reported_end(status, snapshot.execution.spec.desired_state, unasked)
     if runner.presence is Presence.LOST:
         message = runner.message or "the runner cannot be reached; what the script does is not known"
         return with_final(status, State.UNKNOWN, runner.reason or Reason.NODE_LOST, message, snapshot.now)
-    is_gone = runner.presence in (Presence.GONE, Presence.STUCK)
     if is_gone or (runner.presence is Presence.NONE and wants_stop and not status.pod_name):
         if wants_stop:
             return with_final(status, State.STOPPED, Reason.STOP_REQUESTED, "stopped on request", snapshot.now)
@@ -187,6 +235,28 @@ def _with_end(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecut
         message = runner.message or "the runner ended without a report"
         return with_final(status, State.FAILED, runner.reason or Reason.RUNNER_LOST, message, snapshot.now)
     return None
+
+
+def _has_stayed(snapshot: Snapshot, status: ScriptExecutionStatus) -> bool:
+    """Tell whether the runner went on after it had reported the end, so that who reported it is not known."""
+    is_removed = find_condition(status, ConditionType.LEFT) is not None
+    return not has_credible_end(status) and (is_removed or snapshot.runner.reason is Reason.END_UNCONFIRMED)
+
+
+def _plan_leaving(snapshot: Snapshot, status: ScriptExecutionStatus, end: RunnerExit) -> Plan:
+    """Wait for a runner that reported the end to be gone; remove it when it stays.
+
+    Nothing is final until then: a script that takes its runner's identity can report an end and go on.
+    """
+    since = (snapshot.now - end.time).total_seconds()
+    if 0 <= (left := LEAVE_SECONDS - since) <= LEAVE_SECONDS + MAX_SKEW_SECONDS:
+        return Plan(status, requeue_after_seconds=left)
+    text = (
+        f"ALARM: the runner reported the end of the script ({end.outcome}) and is still there after {LEAVE_SECONDS:g} s; "
+        "it is removed, and the subarray is held until it is gone"
+    )
+    status = with_condition(status, ConditionType.LEFT, False, Reason.END_UNCONFIRMED, snapshot.now, text)
+    return Plan(status, (DeletePod(0.0),), BACKSTOP_SECONDS)
 
 
 def _with_summary(status: ScriptExecutionStatus, execution: ScriptExecution) -> ScriptExecutionStatus:
@@ -315,7 +385,8 @@ def _with_grant_or_wait(snapshot: Snapshot, status: ScriptExecutionStatus) -> Sc
         return with_condition(status, ConditionType.STARTED, False, Reason.INVALID_SPEC, now)
     subarray = compute_subarray(execution.spec)
     if subarray is not None:
-        holder = snapshot.locks.find_holder(subarray, execution.uid)
+        is_abort = execution.spec.purpose is Purpose.ABORT
+        holder = snapshot.locks.find_holder(subarray, execution.uid, for_abort=is_abort)
         if holder is not None:
             return _with_busy(snapshot, status, subarray, holder)
         if not snapshot.locks.is_first(subarray, execution.uid):
@@ -323,15 +394,17 @@ def _with_grant_or_wait(snapshot: Snapshot, status: ScriptExecutionStatus) -> Sc
     return _with_grant(status, subarray, now)
 
 
-def _with_busy(snapshot: Snapshot, status: ScriptExecutionStatus, subarray: int, holder: int) -> ScriptExecutionStatus:
-    execution, now = snapshot.execution, snapshot.now
+def _with_busy(
+    snapshot: Snapshot, status: ScriptExecutionStatus, subarray: int, holder: Holder
+) -> ScriptExecutionStatus:
+    execution, now, number = snapshot.execution, snapshot.now, holder.procedure_id
     if execution.spec.when_busy is WhenBusy.REJECT:
-        message = f"Cannot start PID {execution.procedure_id}: PID #{holder} is RUNNING on subarray {subarray}"
+        message = f"Cannot start PID {execution.procedure_id}: {holder.describe(subarray)}"
         generation = execution.metadata.generation
-        refusal = Refusal.model_construct(generation=generation, holder=holder, message=message, time=now)
+        refusal = Refusal.model_construct(generation=generation, holder=number, message=message, time=now)
         status = status.model_copy(update={"refusal": refusal})
     else:
-        message = f"waits for subarray {subarray}, which procedure {holder} holds"
+        message = f"waits for subarray {subarray}: {holder.describe(subarray)}"
         if (status.reason, status.message) != (Reason.SUBARRAY_BUSY, message):
             status = status.model_copy(update={"reason": Reason.SUBARRAY_BUSY, "message": message})
     return with_condition(status, ConditionType.STARTED, False, Reason.SUBARRAY_BUSY, now)

@@ -27,7 +27,7 @@ from oet_operator.core.locks import is_abort_due, may_begin
 from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.local.applier import Effects, Observed, apply_decision, apply_history_limit
 from oet_operator.local.inbox import Inbox
-from oet_operator.local.processes import kill_and_reap_orphans, kill_leftovers
+from oet_operator.local.processes import has_children_besides, kill_and_reap_orphans, kill_leftovers
 from oet_operator.local.records import describe_process_end
 from oet_operator.local.runner import Reading, Runner, RunnerProtocolError
 from oet_operator.local.spares import SparePool
@@ -52,9 +52,6 @@ RETRY_SECONDS = 1.0
 
 SHUTDOWN_GRACE_SECONDS = 5.0
 """Longest grace a script gets when the engine is shut down: within the 10 s after which supervisors of services kill."""
-
-END_SECONDS = 5.0
-"""How long a runner has to end after its last mail: it has nothing more to do."""
 
 IDLE_SECONDS = 60.0
 """Longest sleep of the loop: a look round costs nothing, and no lost wake-up is lost for ever."""
@@ -237,6 +234,9 @@ class EngineLoop:
             self._pool.on_hello()
         if procedure_id is None:
             return
+        if runner.exit_seen:
+            runner.has_lied = True
+            raise RunnerProtocolError("it went on after it had reported the end of its script")
         inbox = self._services[procedure_id].inbox
         if kind == MailKind.REPORT:
             entries = mail.get("entries")
@@ -244,7 +244,6 @@ class EngineLoop:
         elif kind == MailKind.EXIT:
             runner.exit_seen = True
             inbox.on_exit(transaction, mail, shutting_down=self.is_shutting_down)
-            heapq.heappush(self._due, (time.monotonic() + END_SECONDS, procedure_id))
         self._dirty.append(procedure_id)
 
     def _on_runner_end(self, transaction: Transaction, effects: Effects, runner: Runner) -> None:
@@ -263,12 +262,14 @@ class EngineLoop:
             return
         self._services[runner.procedure_id].has_ended = True
         reason = Reason.RUNNER_LOST if runner.is_up else Reason.RUNNER_START_FAILED
+        reason = Reason.END_UNCONFIRMED if runner.has_lied else reason
         message = f"the script's supervisor {describe_process_end(returncode)}; what was left of the script was killed"
         gone = {runner.procedure_id: RunnerObservation(Presence.GONE, reason, message)}
-        if runner.exit_seen:
-            self._on_gone(gone)  # Its last mail says that it reaped everything.
-        else:
+        # What its last mail says, somebody else may have said: it counts what is there.
+        if has_children_besides(self._runners):
             self._sweeping.update(gone)
+        else:
+            self._on_gone(gone)
 
     def _unwatch(self, watched: object) -> None:
         if watched in self._selector.get_map():
@@ -375,9 +376,9 @@ class EngineLoop:
             service.runner.send_stop(seconds)
 
     def _end_runner(self, procedure_id: int) -> None:
-        """Kill a runner that the core wants gone, unless it is just leaving by itself."""
+        """Kill a runner that the core wants gone."""
         service = self._services.get(procedure_id)
-        if service and not service.has_ended and not service.runner.exit_seen:
+        if service and not service.has_ended:
             service.runner.kill()
 
     def _clean_up(self, procedure_id: int) -> None:

@@ -98,6 +98,7 @@ class Runner:
         procedure_id: The execution it serves; None while it is a spare.
         is_up: Whether it said hello.
         exit_seen: Whether its last line, the exit, was read.
+        has_lied: It said something after that.
         pidfd: Readable when the process ends (pidfd_open(2)).
     """
 
@@ -130,6 +131,7 @@ class Runner:
         self.procedure_id: int | None = None
         self.is_up = False
         self.exit_seen = False
+        self.has_lied = False
         self._incoming = bytearray()
         self._outgoing = bytearray()
 
