@@ -16,7 +16,7 @@ from oet_api.resources.docs import DocumentResource, PageResource, RedirectResou
 from oet_api.resources.entries import EntriesResource
 from oet_api.resources.health import LiveResource, MetricsResource, ReadyResource
 from oet_api.resources.logs import LogsResource
-from oet_api.resources.procedures import EventsResource, ProcedureResource, ProceduresResource
+from oet_api.resources.procedures import EventsResource, ProcedureResource, ProceduresResource, ReleaseResource
 from oet_api.resources.stream import StreamResource
 from oet_api.services import Services, build_services
 from oet_crds.names import ENTRIES_PATH
@@ -80,6 +80,7 @@ def build_application(services: Services) -> Application:
     routes: list[tuple[str, object]] = [
         (f"{base}/procedures/", ProceduresResource(services)),
         (f"{base}/procedures/{{procedure_id}}", ProcedureResource(services)),
+        (f"{base}/procedures/{{procedure_id}}/release", ReleaseResource(services)),
         (f"{base}/procedures/{{procedure_id}}/events", EventsResource(services)),
         (f"{base}/procedures/{{procedure_id}}/logs", LogsResource(services)),
         (f"{base}/activities/", ActivitiesResource(services)),

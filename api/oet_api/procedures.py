@@ -30,7 +30,8 @@ from oet_api.decisions import (
 from oet_api.errors import NotCertainYetError
 from oet_api.origin import Origin
 from oet_crds.aborts import find_target
-from oet_crds.alarms import find_alarm
+from oet_crds.alarms import Alarm, find_alarm
+from oet_crds.ends import is_holding_unknown
 from oet_crds.errors import (
     AbortFailedError,
     ConflictError,
@@ -42,7 +43,7 @@ from oet_crds.errors import (
 from oet_crds.execution import FunctionArgs, ScriptExecution, ScriptExecutionSpec, WhenBusy
 from oet_crds.ports import ExecutionStore, SpecChange, Timeline
 from oet_crds.settings import ServerSettings
-from oet_crds.states import DesiredState, Mode, State
+from oet_crds.states import ConditionType, DesiredState, Mode, State
 from oet_crds.topics import Topic
 
 __all__ = ["Procedures", "Rendering", "Waits"]
@@ -260,12 +261,18 @@ class Procedures:
             cause = _build_cause(execution, origin)
             command = {"process_uid": procedure_id, "run_abort": abort}
             self._record(cause, Topic.REQUEST_STOP, REQUEST_SOURCE, {"cmd": command})
-            self._check_stopped(execution, may_wait)
+            is_unknown = execution.status.state is State.UNKNOWN
+            if not (has_abort and is_unknown):
+                self._check_stopped(execution, may_wait)
             message = f"Successfully stopped script with ID {procedure_id}"
             if not has_abort:
                 self._record(cause, Topic.STOPPED, RESULT_SOURCE, {"result": []})
                 return f"{message}; it was a rehearsal, which has no telescope to abort" if abort else message
             aborter = self._wait_for_abort(execution, wait, served_by)
+        if is_unknown:
+            raise NotCertainYetError(
+                f"The abort script (ID {aborter.procedure_id}) is {aborter.status.state}; {_describe_unknown(execution)}"
+            )
         self._record(cause, Topic.STOPPED, RESULT_SOURCE, {"result": [self._render(aborter)]})
         return f"{message} and aborted subarray activity"
 
@@ -287,7 +294,7 @@ class Procedures:
         """
         for _ in range(STOP_TRIES):
             execution = self._store.get(procedure_id)
-            if execution.is_finished:
+            if execution.is_finished and not is_holding_unknown(execution):
                 raise InvalidTransitionError(
                     f"Cannot stop script with ID {procedure_id}: Script is not running ({execution.status.state})",
                     execution.status.state,
@@ -344,10 +351,7 @@ class Procedures:
         if state is State.STOPPED:
             return
         if state is State.UNKNOWN:
-            raise NotCertainYetError(
-                f"Stop of procedure {number} was requested, but whether the script still runs cannot be known "
-                f"({describe_end(execution)})"
-            )
+            raise NotCertainYetError(f"Stop of procedure {number} was requested, but {_describe_unknown(execution)}")
         if execution.is_finished:
             raise InvalidTransitionError(
                 f"Cannot stop script with ID {number}: it ended by itself meanwhile ({describe_end(execution)})", state
@@ -365,15 +369,16 @@ class Procedures:
         """
         number, settings = execution.procedure_id, self._settings
         assert number is not None
-        stopped = f"Script with ID {number} is stopped"
+        is_unknown = execution.status.state is State.UNKNOWN
+        stopped = f"Script with ID {number} is {f'{State.UNKNOWN} and may still run' if is_unknown else 'stopped'}"
         if served_by is None:
             execution = wait(
                 number,
-                lambda one: find_aborter(one) is not None or find_alarm(one) is not None,
+                lambda one: find_aborter(one) is not None or _find_abort_alarm(one) is not None,
                 settings.start_timeout_seconds,
             )
         aborter_id = find_aborter(execution) or served_by
-        if aborter_id is None and (alarm := find_alarm(execution)):
+        if aborter_id is None and (alarm := _find_abort_alarm(execution)):
             raise AbortFailedError(
                 f"ALARM: {stopped}, but {alarm.message.removeprefix('ALARM: ')}", execution.status.state
             )
@@ -394,6 +399,34 @@ class Procedures:
             f"{stopped}, but the abort script (ID {aborter_id}) has not ended yet: state {aborter.status.state}"
         )
 
+    # ---- release -------------------------------------------------------------------------------------------------
+
+    def release(self, procedure_id: int, origin: Origin) -> ScriptExecution:
+        """Release the subarray of a procedure that is UNKNOWN, and return the procedure once the engine has let go of it.
+
+        Args:
+            procedure_id: Which procedure.
+            origin: Who releases it, and why it is certain that its script does not run.
+
+        Raises:
+            NotFoundError: No such procedure.
+            InvalidTransitionError: It is not UNKNOWN, or holds no subarray.
+            NotCertainYetError: The engine said nothing in time; the release stays in force.
+        """
+        words = f"{origin.reason} (by {origin.user})" if origin.user else origin.reason or ""
+        execution = self._store.release(procedure_id, words)
+        cause = _build_cause(execution, origin)
+        self._record(cause, Topic.REQUEST_RELEASE, REQUEST_SOURCE, {"cmd": {"process_uid": procedure_id}})
+        with self._waits.slot() as may_wait:
+            wait = self._build_wait(may_wait)
+            timeout = self._settings.start_timeout_seconds
+            execution = wait(procedure_id, lambda one: not is_holding_unknown(one), timeout)
+        if is_holding_unknown(execution):
+            raise NotCertainYetError(
+                f"The release of procedure {procedure_id} is stored, but the engine has not let go of its subarray yet"
+            )
+        return execution
+
     # ---- the timeline --------------------------------------------------------------------------------------------
 
     def _record(self, cause: _Cause, topic: Topic, source: str, fields: Mapping[str, Any]) -> None:
@@ -410,6 +443,19 @@ def find_aborter(execution: ScriptExecution) -> int | None:
     """Return the procedure id of the abort script that the engine created after a stop, None while there is none."""
     abort = execution.status.abort
     return None if abort is None else abort.procedure_id
+
+
+def _find_abort_alarm(execution: ScriptExecution) -> Alarm | None:
+    return find_alarm(execution, ConditionType.ABORTED)
+
+
+def _describe_unknown(execution: ScriptExecution) -> str:
+    """Say what is so of an execution that is UNKNOWN, and what a person can do."""
+    number = execution.procedure_id
+    text = f"whether script {number} still runs cannot be known ({describe_end(execution)})"
+    if not is_holding_unknown(execution):
+        return text
+    return f"{text}; its subarray is held until somebody releases it: oet procedure release --pid={number} --reason=..."
 
 
 def _build_cause(execution: ScriptExecution, origin: Origin) -> _Cause:

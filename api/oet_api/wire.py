@@ -37,6 +37,7 @@ __all__ = [
     "CreateProcedure",
     "FunctionArgs",
     "Procedure",
+    "ReleaseProcedure",
     "ScriptArgs",
     "TimelineItem",
     "UpdateProcedure",
@@ -215,6 +216,16 @@ class UpdateProcedure(Request):
     state: State | None = Field(None, description="RUNNING or STOPPED; absent: change nothing.")
     abort: StrictBool = Field(False, description="With STOPPED: run the abort script on the subarray afterwards.")
     reason: Reason = None
+
+
+class ReleaseProcedure(Request):
+    """Body of POST /procedures/{id}/release."""
+
+    reason: Annotated[
+        str, Clean, Field(min_length=1, max_length=MAX_REASON_CHARS, json_schema_extra={"pattern": "^[^\\u0000]+$"})
+    ] = Field(
+        description="Why it is certain that the script does not run, in the caller's words; kept with the procedure."
+    )
 
 
 class History(BaseModel):

@@ -123,6 +123,10 @@ class Client:
             raise self._build_stranger()
         return str(answer["abort_message"])
 
+    def release(self, procedure_id: int, reason: str) -> dict[str, Any]:
+        """Release the subarray of a procedure that is UNKNOWN; `reason` is why it is certain that it does not run."""
+        return self._check_procedure(self._write("POST", f"/procedures/{procedure_id}/release", {"reason": reason}))
+
     def run_activity(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Run an activity."""
         return self._check_activity(self._write("POST", "/activities/", body))

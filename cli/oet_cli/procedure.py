@@ -168,6 +168,22 @@ def stop(server_url: str, pid: int | None, run_abort: bool, reason: str | None) 
 
 @procedure.command(cls=ScriptCommand)
 @pid_option
+@click.option("--reason", metavar="TEXT", required=True, help="Why it is certain that the script does not run; kept.")
+@click.pass_obj
+def release(server_url: str, pid: int | None, reason: str) -> None:
+    """Release the subarray of a procedure that is UNKNOWN, and so may still run.
+
+    Only when it is certain that its script does not run any more: the next script on the subarray can start then. The procedure
+    stays UNKNOWN. To abort what it may be doing, stop it with --run_abort.
+    """
+    if pid is None:
+        raise CliError("Say which procedure to release: --pid=ID", Exit.USAGE)
+    released = Client(server_url).release(pid, reason)
+    click.echo(f"Procedure {released['id']} has let go of its subarray; it stays {released['state']}")
+
+
+@procedure.command(cls=ScriptCommand)
+@pid_option
 @output_option
 @click.pass_obj
 def describe(server_url: str, pid: int | None, output: str) -> None:

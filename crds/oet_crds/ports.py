@@ -92,6 +92,21 @@ class ExecutionStore(Protocol):
         """
         ...
 
+    def release(self, procedure_id: int, reason: str) -> ScriptExecution:
+        """Note that a person releases the subarray of an UNKNOWN execution, and return the result.
+
+        Durable when this returns; that it has let go of the subarray is seen by `wait`. Once it has, nothing is changed.
+
+        Args:
+            procedure_id: Whose.
+            reason: The person's words.
+
+        Raises:
+            NotFoundError: No such execution.
+            InvalidTransitionError: It is not UNKNOWN, or holds no subarray.
+        """
+        ...
+
     def wait(
         self, procedure_id: int, until: Callable[[ScriptExecution], bool], timeout_seconds: float
     ) -> ScriptExecution:

@@ -9,11 +9,12 @@ from oet_crds.ends import is_holding_unknown
 from oet_crds.errors import InvalidTransitionError
 from oet_crds.execution import ExecutionArgs, ScriptExecution, ScriptExecutionSpec, ScriptSource
 from oet_crds.git import mask_credentials
+from oet_crds.names import RELEASE_ANNOTATION
 from oet_crds.ports import SpecChange
 from oet_crds.states import ConditionType, DesiredState, Mode, Purpose, State
 from oet_crds.subarrays import SUBARRAY_KEY, parse_subarray
 
-__all__ = ["compute_subarray", "describe_script", "find_release_problem", "validate_change", "validate_subarray"]
+__all__ = ["compute_subarray", "describe_script", "validate_change", "validate_release", "validate_subarray"]
 
 
 def _list_arguments(spec: ScriptExecutionSpec) -> list[Any]:
@@ -107,17 +108,22 @@ def validate_change(execution: ScriptExecution, change: SpecChange) -> ScriptExe
     return changed
 
 
-def find_release_problem(execution: ScriptExecution) -> str | None:
-    """Say why an execution cannot be released by a person, None when it can, or was. Pure."""
-    status = execution.status
+def validate_release(execution: ScriptExecution) -> bool:
+    """Tell whether an execution still is to be released by a person; False: it was released already.
+
+    Raises:
+        InvalidTransitionError: It cannot be released; the text says why.
+    """
+    status, name = execution.status, f"Procedure {execution.procedure_id}"
     if status.state is not State.UNKNOWN:
-        return (
-            f"Procedure {execution.procedure_id} is {status.state}: only one that is {State.UNKNOWN} is released by a person; "
-            "stop one that runs"
+        raise InvalidTransitionError(
+            f"{name} is {status.state}: only one that is {State.UNKNOWN} is released; stop one that runs", status.state
         )
-    if not is_holding_unknown(execution) and find_condition(status, ConditionType.RELEASED) is None:
-        return f"Procedure {execution.procedure_id} holds no subarray, so there is nothing to release"
-    return None
+    if is_holding_unknown(execution):
+        return RELEASE_ANNOTATION not in execution.metadata.annotations
+    if find_condition(status, ConditionType.RELEASED) is None:
+        raise InvalidTransitionError(f"{name} holds no subarray, so there is nothing to release", status.state)
+    return False
 
 
 def _check_abort(execution: ScriptExecution, change: SpecChange) -> None:

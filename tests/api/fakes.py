@@ -9,6 +9,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from oet_crds.conditions import with_condition
+from oet_crds.ends import is_holding_unknown
 from oet_crds.errors import ConflictError, InvalidTransitionError, NotFoundError, OverloadedError
 from oet_crds.execution import (
     AbortStatus,
@@ -26,9 +28,11 @@ from oet_crds.execution import (
     ScriptSource,
     WhenBusy,
 )
+from oet_crds.names import RELEASE_ANNOTATION
 from oet_crds.ports import Health, Record, SpecChange, TimelineEntry
 from oet_crds.reasons import Outcome, Reason
-from oet_crds.states import DesiredState, Purpose, State
+from oet_crds.specs import validate_release
+from oet_crds.states import ConditionType, DesiredState, Purpose, State
 from oet_crds.topics import EntryKind, Topic
 
 PREPARED = (State.CREATING, State.IDLE, State.LOADING, State.IDLE, State.READY)
@@ -95,6 +99,7 @@ class FakeStore:
         abort_ends: State that an abort script ends in; None: it never ends.
         creates_abort: Whether an abort script is created after a stop that wants it.
         reports_ends: Whether runners report the end of a stopped script.
+        releases: Whether a release lets go of the subarray.
         max_active: Active executions from which on a creation is refused.
         failure: Raised by every method, if set.
     """
@@ -107,6 +112,7 @@ class FakeStore:
         self.abort_ends: State | None = State.COMPLETE
         self.creates_abort = True
         self.reports_ends = False
+        self.releases = True
         self.max_active = 1000
         self.failure: Exception | None = None
         self.health = Health(True, "fake engine")
@@ -166,6 +172,22 @@ class FakeStore:
                 self._act(procedure_id)
             # As a real engine does: what follows from the change is not in the answer.
             return execution.model_copy(update={"spec": spec, "metadata": self.get(procedure_id).metadata})
+
+    def release(self, procedure_id: int, reason: str) -> ScriptExecution:
+        self._fail()
+        with self._changed:
+            execution = self.get(procedure_id)
+            if validate_release(execution):
+                annotations = {RELEASE_ANNOTATION: reason}
+                metadata = execution.metadata.model_copy(update={"annotations": annotations})
+                self._put(execution.model_copy(update={"metadata": metadata}))
+            if self.releases:
+                now = datetime.now(UTC)
+                status = with_condition(
+                    execution.status, ConditionType.RELEASED, True, Reason.RELEASED_BY_HAND, now, reason
+                )
+                self.set_status(procedure_id, conditions=status.conditions)
+            return self.get(procedure_id)
 
     def wait(
         self, procedure_id: int, until: Callable[[ScriptExecution], bool], timeout_seconds: float
@@ -253,6 +275,8 @@ class FakeStore:
         desired = execution.spec.desired_state
         if desired is DesiredState.STOPPED and self.ends is not None and not execution.is_finished:
             self._stop(execution)
+        elif desired is DesiredState.STOPPED and is_holding_unknown(execution):
+            self._abort(execution)
         elif execution.spec.abort_of is not None:
             self.enter(procedure_id, State.RUNNING, *([] if self.abort_ends is None else [self.abort_ends]))
         elif desired is DesiredState.RUNNING and self.grants and execution.status.grant is None:
@@ -266,7 +290,11 @@ class FakeStore:
         )
         runner = {"runner": RunnerStatus(exit=end)} if self.reports_ends else {}
         self.enter(execution.procedure_id, self.ends, reason=Reason.STOP_REQUESTED, **runner)
+        self._abort(execution)
+
+    def _abort(self, execution: ScriptExecution) -> None:
         if execution.spec.stop.abort and self.creates_abort:
+            assert execution.procedure_id is not None
             spec = ScriptExecutionSpec(script=ScriptSource(file=FileScript(path="/scripts/abort.py")))
             aborter = self.create(spec)
             assert aborter.procedure_id is not None
@@ -286,7 +314,8 @@ class FakeStore:
         elif execution.spec.when_busy is WhenBusy.REJECT:
             assert holder.procedure_id is not None
             generation = execution.metadata.generation
-            refusal = Refusal(generation=generation, holder=holder.procedure_id, message="busy", time=now)
+            words = f"Cannot start PID {execution.procedure_id}: PID #{holder.procedure_id} is RUNNING on subarray {subarray}"
+            refusal = Refusal(generation=generation, holder=holder.procedure_id, message=words, time=now)
             self.set_status(execution.procedure_id, refusal=refusal)
 
 
@@ -304,7 +333,7 @@ def _subarray(execution: ScriptExecution) -> int | None:
 def _change(execution: ScriptExecution, change: SpecChange) -> ScriptExecutionSpec:
     spec, state = execution.spec, execution.status.state
     desired = change.desired_state or spec.desired_state
-    if execution.is_finished:
+    if execution.is_finished and not is_holding_unknown(execution):
         raise InvalidTransitionError(f"finished: {state}", state)
     if spec.desired_state is DesiredState.STOPPED and desired is not DesiredState.STOPPED:
         raise InvalidTransitionError("a stop is final", state)

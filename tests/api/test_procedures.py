@@ -14,6 +14,7 @@ from falcon.testing import Result
 
 from oet_crds.errors import InvalidTransitionError, UnavailableError
 from oet_crds.execution import Condition, FunctionArgs, WhenBusy
+from oet_crds.names import RELEASE_ANNOTATION
 from oet_crds.ports import SpecChange
 from oet_crds.reasons import Reason
 from oet_crds.states import ACTIVE_STATES, FINAL_STATES, ConditionType, DesiredState, State
@@ -816,3 +817,70 @@ def test_failing_engine_is_answered_and_survived(
     assert ("secret" in caplog.text) == (status == 500)
     store.failure = None
     client.create()
+
+
+# ---- UNKNOWN -------------------------------------------------------------------------------------------------------------
+
+
+def _lose(client: Any, store: Any) -> int:
+    """Have a procedure on subarray 1 be UNKNOWN, with its subarray held."""
+    body = {"script": FILE, "script_args": {"init": {"kwargs": {"subarray_id": 1}}}}
+    number = int(client.ask("POST", "/procedures/", body).json["id"])
+    assert client.ask("PUT", f"/procedures/{number}", {"state": "RUNNING"}).status_code == 200
+    store.enter(number, State.UNKNOWN, reason=Reason.NODE_LOST, message="the node is away")
+    return number
+
+
+def _release(client: Any, number: int, body: dict[str, Any]) -> Result:
+    answer: Result = client.ask("POST", f"/procedures/{number}/release", body)
+    return answer
+
+
+def test_unknown_procedure_is_released_by_a_person_with_a_reason(client: Any, store: Any, timeline: Any) -> None:
+    number = _lose(client, store)
+    answer = _release(client, number, {"reason": "dishes are parked"})
+    assert (answer.status_code, answer.json["state"]) == (200, State.UNKNOWN)
+    assert store.get(number).metadata.annotations[RELEASE_ANNOTATION] == "dishes are parked"
+    (asked,) = [entry for entry in timeline.entries if entry.topic == Topic.REQUEST_RELEASE]
+    assert (asked.procedure_id, asked.payload["reason"]) == (number, "dishes are parked")
+    assert _release(client, number, {"reason": "again"}).status_code == 200
+
+
+@pytest.mark.parametrize("body", [{}, {"reason": ""}, {"reason": None}, {"reason": "x" * 501}])
+def test_release_without_a_reason_is_refused(client: Any, store: Any, body: dict[str, Any]) -> None:
+    number = _lose(client, store)
+    assert _release(client, number, body).status_code == 422
+    assert RELEASE_ANNOTATION not in store.get(number).metadata.annotations
+
+
+@pytest.mark.parametrize("state", [State.READY, State.RUNNING, State.STOPPED, State.FAILED])
+def test_only_what_is_unknown_is_released(client: Any, store: Any, state: State) -> None:
+    number = int(client.ask("POST", "/procedures/", {"script": FILE}).json["id"])
+    store.enter(number, state)
+    answer = _release(client, number, {"reason": "x"})
+    assert answer.status_code == 409
+    assert f"is {state}" in answer.json["detail"]
+
+
+def test_release_that_the_engine_does_not_take_is_told_as_it_is(client: Any, store: Any) -> None:
+    store.releases = False
+    answer = _release(client, _lose(client, store), {"reason": "x"})
+    assert answer.status_code == 504
+    assert "is stored, but" in answer.json["detail"]
+
+
+def test_unknown_procedure_can_be_aborted_and_stays_unknown(client: Any, store: Any) -> None:
+    number = _lose(client, store)
+    answer = client.ask("PUT", f"/procedures/{number}", {"state": "STOPPED", "abort": True})
+    assert answer.status_code == 504
+    aborter = store.get(number).status.abort
+    assert aborter is not None
+    assert f"The abort script (ID {aborter.procedure_id}) is COMPLETE" in answer.json["detail"]
+    assert f"oet procedure release --pid={number}" in answer.json["detail"]
+
+
+def test_stop_of_an_unknown_procedure_says_that_nothing_is_certain(client: Any, store: Any) -> None:
+    number = _lose(client, store)
+    answer = client.ask("PUT", f"/procedures/{number}", {"state": "STOPPED", "abort": False})
+    assert answer.status_code == 504
+    assert "cannot be known" in answer.json["detail"]

@@ -78,7 +78,7 @@ class KubeEngine:
         self._store.archive = self.archive
         self._store.max_active = settings.engine.max_active
         self.create, self.get, self.list = self._store.create, self._store.get, self._store.list
-        self.change, self.wait = self._store.change, self._store.wait
+        self.change, self.release, self.wait = self._store.change, self._store.release, self._store.wait
         self.ingest: Ingest | None = None
         if self.sink is not None:
             self.ingest = Ingest(self.sink, TokenReviews(self._client), self._cache.find_by_uid)

@@ -10,7 +10,7 @@ from typing import Any
 
 from oet_api.timeline.source import Source
 from oet_crds.activities import find_sb_event
-from oet_crds.alarms import Alarm, find_alarm
+from oet_crds.alarms import Alarm, find_alarm, find_release
 from oet_crds.container_log import parse_log_line
 from oet_crds.execution import ScriptExecution
 from oet_crds.states import State, is_final
@@ -63,6 +63,7 @@ class StateLedger:
     def __init__(self) -> None:
         self._known: dict[int, State] = {}
         self._alarm: Alarm | None = None
+        self._is_released = False
 
     def take(self, execution: ScriptExecution) -> list[Draft]:
         """Return the entries for what is new in the history, and for an alarm; a state that turned out otherwise is told anew."""
@@ -88,6 +89,11 @@ class StateLedger:
             number, told = int(alarm.time * 1_000_000), (alarm.topic, alarm.payload)
             drafts.append(Draft(alarm.time, EntryKind.ACTION, *told, source=Source.ALARM, number=number))
         self._alarm = alarm
+        if not self._is_released and (release := find_release(execution)) is not None:
+            self._is_released = True
+            topic, fields, when = release
+            number = int(when * 1_000_000) + 1  # The alarm that it ends may have been raised in the same second.
+            drafts.append(Draft(when, EntryKind.ACTION, topic, fields, source=Source.ALARM, number=number))
         return drafts
 
 

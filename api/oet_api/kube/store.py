@@ -30,9 +30,9 @@ from oet_crds.errors import (
     UnavailableError,
 )
 from oet_crds.execution import ScriptExecution, ScriptExecutionSpec
-from oet_crds.names import GROUP, KIND, VERSION
+from oet_crds.names import GROUP, KIND, RELEASE_ANNOTATION, VERSION
 from oet_crds.ports import Archive, Record, SpecChange, Timeline
-from oet_crds.specs import validate_change
+from oet_crds.specs import validate_change, validate_release
 from oet_crds.states import DesiredState
 
 __all__ = ["Chronicle", "KubeStore", "build_manifest", "build_spec_patch"]
@@ -378,6 +378,27 @@ class KubeStore:
                     return self._cache.put(wire) or self.get(procedure_id)
                 except ApiError as error:
                     self._judge(error, execution, if_resource_version)
+                    if not attempts.may_go_on(error):
+                        raise build_unavailable(error) from error
+
+    def release(self, procedure_id: int, reason: str) -> ScriptExecution:
+        """Note that a person releases a subarray; see `oet_crds.ports.ExecutionStore.release`.
+
+        Raises:
+            UnavailableError: The API server does not answer.
+        """
+        execution = self.get(procedure_id)
+        if not validate_release(execution):
+            return execution
+        metadata = {"uid": execution.uid, "annotations": {RELEASE_ANNOTATION: reason}}
+        path, attempts = self._paths.execution(execution.metadata.name), _Attempts(PERSISTENCE_SECONDS)
+        with self._under_way():
+            while True:
+                try:
+                    wire = self._client.request("PATCH", path, {"metadata": metadata}, content_type=MERGE_PATCH)
+                    return self._cache.put(wire) or self.get(procedure_id)
+                except ApiError as error:
+                    self._judge(error, execution, None)
                     if not attempts.may_go_on(error):
                         raise build_unavailable(error) from error
 

@@ -16,6 +16,7 @@ from oet_api.wire import (
     AbortMessage,
     CreateProcedure,
     Procedure,
+    ReleaseProcedure,
     ScriptArgs,
     TimelineItem,
     UpdateProcedure,
@@ -38,6 +39,7 @@ __all__ = [
     "EventsResource",
     "ProcedureResource",
     "ProceduresResource",
+    "ReleaseResource",
     "check_size",
     "select_archived",
     "select_executions",
@@ -190,6 +192,24 @@ class ProcedureResource:
             execution = services.store.get(procedure_id)
             _check_unchanged(execution, body.state)
             _answer(resp, services.renderer.render(execution))
+
+
+class ReleaseResource:
+    """The release of one procedure's subarray."""
+
+    def __init__(self, services: Services) -> None:
+        self._services = services
+
+    @endpoint(Operation("release_procedure", Procedure, body=ReleaseProcedure, errors=[409, 503, 504]))
+    def on_post(self, req: falcon.Request, resp: falcon.Response, procedure_id: int, body: ReleaseProcedure) -> None:
+        """Release the subarray of a procedure that is UNKNOWN.
+
+        It is held as long as the script may still run: only who is certain that it does not, releases it. The procedure stays
+        UNKNOWN. To abort what it may be doing, stop it with abort.
+        """
+        services = self._services
+        origin = Origin(observe_user(req, services.settings.user_header), body.reason)
+        _answer(resp, services.renderer.render(services.procedures.release(procedure_id, origin)))
 
 
 class EventsResource:

@@ -117,6 +117,7 @@ class Cache:
             or is_abort_due(execution)
             or is_outcome_open(execution)
             or is_armed(execution)
+            or is_holding(execution)
         )
         if execution.is_finished and not has_use and not self.has_pod(execution.uid):
             self.settle(execution.uid)

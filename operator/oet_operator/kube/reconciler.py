@@ -47,7 +47,7 @@ from oet_operator.core.actions import (
     UseArmed,
 )
 from oet_operator.core.decide import BACKSTOP_SECONDS, decide
-from oet_operator.core.locks import wants_grant
+from oet_operator.core.locks import is_holding, wants_grant
 from oet_operator.core.snapshot import Snapshot
 from oet_operator.kube.cache import Cache
 from oet_operator.kube.client import KubeClient
@@ -255,7 +255,8 @@ class Reconciler:
             if seconds is not None:
                 self.queue.add_after(uid, max(MIN_WAIT_SECONDS, seconds))
         is_done = stored.is_finished and not plan.actions and plan.requeue_after_seconds is None
-        if is_done and not is_outcome_open(self.cache.executions.get(uid) or stored):
+        latest = self.cache.executions.get(uid) or stored
+        if is_done and not (is_outcome_open(latest) or is_holding(latest)):
             self.cache.settle(uid)
             await self._apply_history_limit()
 
@@ -304,7 +305,7 @@ class Reconciler:
         execution = self.cache.executions.get(stored.uid) or parse_execution(wire)
         self._observer.on_change(execution, stored.status)
         self._wake_concerned(stored, execution)
-        if execution.is_finished or "grant" in changes:
+        if execution.is_finished or "grant" in changes:  # Also when it lets go of what it held although it is finished.
             self._wake_waiting(compute_subarray(execution.spec))
         return execution
 
@@ -371,7 +372,9 @@ class Reconciler:
         end = execution.status.runner.exit if execution.status.runner else None
         # It ends by itself, when the timeline has all or after a time, and is kept for its log.
         own_seconds = BACKSTOP_SECONDS + (DELIVERY_SECONDS if self._settings.kubernetes.timeline_url else 0.0)
-        if end is not None and (left := own_seconds - (datetime.now(UTC) - end.time).total_seconds()) > 0:
+        left = 0.0 if end is None else own_seconds - (datetime.now(UTC) - end.time).total_seconds()
+        # But for one that stayed after an end that it may not have reported itself.
+        if left > 0 and grace_seconds > 0:
             self.queue.add_after(execution.uid, left)
             return
         if pod is None or (pod.deleted is not None and grace_seconds > 0):

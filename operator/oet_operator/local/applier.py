@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 from oet_crds.aborts import find_serving, find_target, is_armed
 from oet_crds.activities import find_sb_event
-from oet_crds.alarms import find_alarm
+from oet_crds.alarms import find_alarm, find_release
 from oet_crds.execution import AbortStatus, Grant, ScriptExecution, ScriptExecutionSpec
 from oet_crds.settings import EngineSettings
 from oet_crds.specs import compute_subarray
@@ -25,7 +25,7 @@ from oet_operator.core.actions import (
     UseArmed,
 )
 from oet_operator.core.decide import decide
-from oet_operator.core.locks import build_lock_table, wants_grant
+from oet_operator.core.locks import build_lock_table, is_holding, wants_grant
 from oet_operator.core.snapshot import RunnerObservation, Snapshot
 from oet_operator.local.records import build_execution
 from oet_operator.local.store import At, LocalStore, Transaction
@@ -74,7 +74,7 @@ def apply_decision(
         effects.look_at += _find_served(store, transaction, execution)
         if settings.prearm_abort:
             effects.look_at += _find_users(active, before, execution)
-        _append_alarm(transaction, before, execution)
+        _append_news(transaction, before, execution)
     desk = _Desk(store, settings, transaction, effects)
     for action in plan.actions:
         _apply_action(desk, execution, action)
@@ -125,12 +125,14 @@ def _find_users(active: Iterable[ScriptExecution], before: ScriptExecution, afte
     return [_id(one) for one in others if is_armed(one) or is_in_use(one)]
 
 
-def _append_alarm(transaction: Transaction, before: ScriptExecution, after: ScriptExecution) -> None:
-    """Publish an alarm that an execution has begun to raise."""
-    alarm = find_alarm(after)
+def _append_news(transaction: Transaction, before: ScriptExecution, after: ScriptExecution) -> None:
+    """Publish an alarm that an execution has begun to raise, and that it let go of what it held although it is UNKNOWN."""
+    alarm, release, procedure_id = find_alarm(after), find_release(after), _id(after)
     if alarm is not None and alarm != find_alarm(before):
-        assert after.procedure_id is not None
-        transaction.append(after.procedure_id, EntryKind.ACTION, alarm.topic, alarm.payload, At(alarm.time))
+        transaction.append(procedure_id, EntryKind.ACTION, alarm.topic, alarm.payload, At(alarm.time))
+    if release is not None and release != find_release(before):
+        topic, payload, when = release
+        transaction.append(procedure_id, EntryKind.ACTION, topic, payload, At(when))
 
 
 def _find_waiting(store: LocalStore, changed: ScriptExecution) -> list[int]:
@@ -250,7 +252,9 @@ def apply_history_limit(store: LocalStore, transaction: Transaction, limit: int)
     """Remove finished executions beyond the limit, oldest first; active ones, or of which the abort is, are never removed."""
     changed = transaction.executions
     present = [changed.get(execution.procedure_id or 0, execution) for execution in store.list()]
-    finished = [one for one in present if one.is_finished and not (is_armed(one) or is_outcome_open(one))]
+    finished = [
+        one for one in present if one.is_finished and not (is_armed(one) or is_outcome_open(one) or is_holding(one))
+    ]
     for execution in finished[: max(0, len(finished) - limit)]:
         assert execution.procedure_id is not None
         transaction.remove(execution.procedure_id)

@@ -17,9 +17,10 @@ from typing import Any
 from oet_crds.aborts import is_armed
 from oet_crds.errors import ConflictError, OverloadedError, RequestRefusedError, UnavailableError
 from oet_crds.execution import ScriptExecution, ScriptExecutionSpec
+from oet_crds.names import RELEASE_ANNOTATION
 from oet_crds.ports import Archive, Health, Record, SpecChange, TimelineEntry
 from oet_crds.settings import EngineSettings, GitSettings
-from oet_crds.specs import validate_change
+from oet_crds.specs import validate_change, validate_release
 from oet_crds.states import DesiredState, Mode
 from oet_crds.topics import EntryKind
 from oet_operator.core.snapshot import Presence, RunnerObservation
@@ -253,6 +254,18 @@ class LocalEngine:
                 return execution
             metadata = execution.metadata.model_copy(update={"generation": execution.metadata.generation + 1})
             execution = transaction.put(execution.model_copy(update={"spec": spec, "metadata": metadata}))
+        self._loop.wake(procedure_id)
+        return execution
+
+    def release(self, procedure_id: int, reason: str) -> ScriptExecution:
+        """Note that a person releases a subarray; see `oet_crds.ports.ExecutionStore.release`."""
+        with self._store.transaction(durable=True) as transaction:
+            execution = self._store.get(procedure_id)
+            if not validate_release(execution):
+                return execution
+            annotations = {**execution.metadata.annotations, RELEASE_ANNOTATION: reason}
+            metadata = execution.metadata.model_copy(update={"annotations": annotations})
+            execution = transaction.put(execution.model_copy(update={"metadata": metadata}))
         self._loop.wake(procedure_id)
         return execution
 

@@ -27,7 +27,7 @@ from oet_operator.core.locks import is_abort_due, may_begin
 from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.local.applier import Effects, Observed, apply_decision, apply_history_limit
 from oet_operator.local.inbox import Inbox
-from oet_operator.local.processes import has_children_besides, kill_and_reap_orphans, kill_leftovers
+from oet_operator.local.processes import kill_and_reap_orphans, kill_leftovers
 from oet_operator.local.records import describe_process_end
 from oet_operator.local.runner import Reading, Runner, RunnerProtocolError
 from oet_operator.local.spares import SparePool
@@ -265,11 +265,11 @@ class EngineLoop:
         reason = Reason.END_UNCONFIRMED if runner.has_lied else reason
         message = f"the script's supervisor {describe_process_end(returncode)}; what was left of the script was killed"
         gone = {runner.procedure_id: RunnerObservation(Presence.GONE, reason, message)}
-        # What its last mail says, somebody else may have said: it counts what is there.
-        if has_children_besides(self._runners):
-            self._sweeping.update(gone)
-        else:
+        # A supervisor leaves by itself only when it has reaped everything; its last mail somebody else may have written.
+        if runner.exit_seen and returncode == 0 and not runner.has_lied:
             self._on_gone(gone)
+        else:
+            self._sweeping.update(gone)
 
     def _unwatch(self, watched: object) -> None:
         if watched in self._selector.get_map():

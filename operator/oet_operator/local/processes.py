@@ -13,7 +13,7 @@ import signal
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-__all__ = ["ENGINE_VARIABLE", "become_subreaper", "has_children_besides", "kill_and_reap_orphans", "kill_leftovers"]
+__all__ = ["ENGINE_VARIABLE", "become_subreaper", "kill_and_reap_orphans", "kill_leftovers"]
 
 ENGINE_VARIABLE = "OET_ENGINE"
 """Environment variable that marks every process below an engine: `<store id>:<start of the engine>`."""
@@ -61,19 +61,6 @@ def _kill(pid: int) -> None:
     except (ProcessLookupError, PermissionError):
         # Gone, or changed its user; the caller goes on looking and never reports what it does not see.
         return
-
-
-def has_children_besides(runner_pids: Collection[int]) -> bool:
-    """Tell whether this process has children that are no runners: what a dead runner left; True also where it cannot be told.
-
-    Reads a few short files instead of all of /proc: 20 us, so that each end of a script can be asked after. (Needs a kernel with
-    CONFIG_PROC_CHILDREN, as distributions build them; see proc_tid_children(5).)
-    """
-    try:
-        texts = [Path("/proc/self/task", task, "children").read_text() for task in os.listdir("/proc/self/task")]
-    except OSError:
-        return True
-    return any(int(pid) not in runner_pids for text in texts for pid in text.split())
 
 
 def kill_and_reap_orphans(runner_pids: Collection[int]) -> int:
