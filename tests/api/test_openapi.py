@@ -118,6 +118,7 @@ def test_document_has_every_operation_with_its_media_types(client: Any) -> None:
         "post /procedures/": [json],
         "get /procedures/{procedure_id}": [json],
         "put /procedures/{procedure_id}": [json],
+        "post /procedures/{procedure_id}/release": [json],
         "get /procedures/{procedure_id}/events": [json],
         "get /procedures/{procedure_id}/logs": [events, text],
         "get /activities/": [json],

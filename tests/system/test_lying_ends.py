@@ -1,4 +1,4 @@
-"""A script that takes its runner's identity reports an end and goes on: its subarray is held until it is gone, and no end said."""
+"""A script takes its runner's identity, reports an end and goes on: its subarray is held until it is gone, and no end said."""
 
 from __future__ import annotations
 
