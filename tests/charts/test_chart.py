@@ -289,7 +289,7 @@ def test_each_policy_is_bound_and_denies(render: Render) -> None:
     objects = render()
     policies = {each["metadata"]["name"] for each in objects if each["kind"] == "ValidatingAdmissionPolicy"}
     bindings = [each["spec"] for each in objects if each["kind"] == "ValidatingAdmissionPolicyBinding"]
-    names = {f"observatory.oet.{name}" for name in ("aborts", "pods", "status")}
+    names = {f"observatory.oet.{name}" for name in ("aborts", "pods", "sizes", "status")}
     assert {each["policyName"] for each in bindings} == policies == names
     assert all(each == {"policyName": each["policyName"], "validationActions": ["Deny"]} for each in bindings)
 
@@ -304,7 +304,8 @@ RIGHTS: dict[str, set[tuple[str, str, str, str]]] = {
     "oet-operator": {
         (GROUP, PLURAL, "", "create delete get list watch"),
         (GROUP, f"{PLURAL}/status", "", "patch"),
-        (CORE, "pods", "", "create delete get list watch"),
+        (GROUP, f"{PLURAL}/finalizers", "", "update"),
+        (CORE, "pods", "", "create delete get list patch watch"),
         (CORE, "events", "", "create"),
         (CORE, "configmaps", "oet-procedure-ids", "get update"),
         (CORE, "configmaps", "", "create"),
