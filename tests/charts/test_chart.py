@@ -492,9 +492,12 @@ def test_what_a_part_reads_at_its_start_restarts_it(
     assert (before != after) == is_restarted
 
 
-@pytest.mark.parametrize(("replicas", "budgets"), [(1, []), (2, ["oet-api"])])
-def test_budget_is_there_with_more_than_one_replica(render: Render, replicas: int, budgets: list[str]) -> None:
+@pytest.mark.parametrize(("replicas", "budgets"), [(1, []), (2, ["oet-api"]), (None, ["oet-api"])])
+def test_budget_is_there_unless_there_is_one_replica(render: Render, replicas: int | None, budgets: list[str]) -> None:
     objects = render({"api": {"replicas": replicas}, "operator": {"replicas": 1}})
+    (api,) = [each for each in objects if (each["kind"], each["metadata"]["name"]) == ("Deployment", "oet-api")]
+    assert api["spec"].get("replicas") == replicas
+    assert ("replicas" in api["spec"]) is (replicas is not None)
     assert [each["metadata"]["name"] for each in objects if each["kind"] == "PodDisruptionBudget"] == budgets
 
 
