@@ -101,10 +101,23 @@ def test_pod_without_its_execution_holds_what_it_may_use(labels: dict[str, str],
 
 
 @pytest.mark.parametrize("is_gone", [True, False])
-def test_pod_that_is_over_without_its_execution_is_not_kept(is_gone: bool) -> None:
+def test_pod_that_is_over_without_its_execution_holds_nothing(is_gone: bool) -> None:
     cache = Cache()
     assert cache.put_pod(_pod(status={"phase": "Running"} if is_gone else ENDED), is_gone=is_gone) is None
-    assert (cache.leftovers, cache.list_pods()) == ({}, {})
+    assert cache.leftovers == {}
+    assert set(cache.list_pods().values()) == (set() if is_gone else {"u1"})
+    cache.mark_pod_gone("u1")
+    assert cache.list_pods() == {}
+    assert cache.get_sighting("u1").pod is None
+
+
+def test_end_of_a_pod_that_is_listed_before_its_execution_is_known_with_it() -> None:
+    cache = Cache()
+    cache.put_pod(_pod(status=ENDED))
+    assert cache.put_execution(_wire()) == "u1"
+    assert cache.get_sighting("u1").pod is not None
+    cache.put_execution(_wire(version=2, state=State.COMPLETE))
+    assert cache.get_sighting("u1").pod is None
 
 
 def test_older_news_of_an_execution_or_a_pod_are_none() -> None:

@@ -243,11 +243,19 @@ class Cache:
                 return None
         if uid not in self.executions and uid not in self.leftovers:
             if is_gone or pod.is_finished:
+                self._note_rest(uid, pod, is_gone=is_gone)
                 return None  # As it should be.
             if uid not in self.settled:
                 self.leftovers[uid] = _guess_hold(pod)
         self._sightings[uid] = Sighting(pod, is_gone)
         return uid
+
+    def _note_rest(self, uid: str, pod: PodFacts, *, is_gone: bool) -> None:
+        """Remember the end of a Pod whose execution is not known yet: it may be told of next, and say nothing of its end."""
+        if is_gone or uid in self.settled:
+            self._sightings.pop(uid, None)
+        else:
+            self._sightings[uid] = Sighting(pod)
 
     def list_pods(self) -> dict[str, str]:
         """Return the executions whose Pod is there, by the Pod's uid."""
@@ -255,7 +263,9 @@ class Cache:
 
     def mark_pod_gone(self, uid: str) -> None:
         """Note that an execution's Pod is not there any more, with what was seen of it last."""
-        if known := self._sightings.get(uid):
+        if uid not in self.executions and uid not in self.leftovers:
+            self._sightings.pop(uid, None)
+        elif known := self._sightings.get(uid):
             self._sightings[uid] = replace(known, is_gone=True)
 
     def put_refusal(self, uid: str, message: str, *, is_final: bool) -> None:
