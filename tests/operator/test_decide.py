@@ -599,3 +599,15 @@ def test_timeout_says_how_far_it_was_and_what_it_waited_for(make: Any, reached: 
     status = make.decide(after, Presence.STUCK, reason=Reason.POD_DELETED, message="deleted").status
     assert (status.state, status.reason) == (State.FAILED, Reason.READY_TIMEOUT)
     assert (status.message or "").endswith(words)
+
+
+@pytest.mark.parametrize("has_report", [True, False])
+def test_end_that_is_certain_is_not_final_before_its_reason_may_have_come(make: Any, has_report: bool) -> None:
+    execution = make.execution(State.RUNNING, desired_state=RUN)
+    end = make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED) if has_report else None
+    runner = execution.status.runner.model_copy(update={"exit": end, "confined": True})
+    execution = execution.model_copy(update={"status": execution.status.model_copy(update={"runner": runner})})
+    plan = make.decide(execution, Presence.GONE, awaits_word=True)
+    assert (plan.status.state, plan.actions) == (State.RUNNING, ())
+    status = make.decide(execution, Presence.GONE, reason=Reason.EVICTED, message="the node's words").status
+    assert (status.state, status.reason, status.message) == (State.FAILED, Reason.EVICTED, "the node's words")

@@ -61,7 +61,9 @@ def test_deleted_execution_holds_its_subarray_until_its_pod_has_ended() -> None:
     cache.put_execution(_wire(grant=GRANT))
     cache.put_pod(_pod())
     cache.drop_execution("u1")
-    assert cache.build_locks(1).find_holder(1, "u2") == 1
+    holder = cache.build_locks(1).find_holder(1, "u2")
+    assert holder is not None
+    assert holder.procedure_id == 1
     assert cache.build_locks(2).find_holder(2, "u2") is None
     assert cache.put_pod(_pod(version=2, status=ENDED)) == "u1"
     cache.forget_leftover("u1")
