@@ -110,6 +110,11 @@ class Target:
         if subprocess.run(command, check=False).returncode != 0:
             raise ChartError(f"`helm {arguments[0]}` failed; its words are above")
 
+    def helm_forces_conflicts(self) -> bool:
+        """Tell whether Helm applies on the server, as from version 4 on, where what was changed by hand is a conflict."""
+        done = subprocess.run([self.helm, "upgrade", "--help"], capture_output=True, text=True, check=False)
+        return "--force-conflicts" in done.stdout
+
     def has(self, kind: str, name: str) -> bool:
         """Tell whether an object exists. Raises ChartError if the API server does not say."""
         return bool(self.run("get", kind, name, "--ignore-not-found", "--output=name").strip())
@@ -175,6 +180,8 @@ def up(target: Target, arguments: argparse.Namespace) -> None:
     options += [f"--values={path}" for path in arguments.values] + [f"--set={pair}" for pair in arguments.set]
     if arguments.wait:
         options += ["--wait", f"--timeout={arguments.timeout}"]
+    if target.helm_forces_conflicts():
+        options += ["--force-conflicts"]
     target.run_helm("upgrade", "--install", target.release, str(CHART), *options)
 
 

@@ -18,6 +18,7 @@ __all__ = [
     "find_deadline_state",
     "has_credible_end",
     "is_holding_unknown",
+    "is_unexplained",
     "with_final",
     "with_reported_end",
     "with_resolved",
@@ -60,13 +61,18 @@ def find_deadline(status: ScriptExecutionStatus) -> Reason | None:
     return Reason(condition.reason)
 
 
-def describe_deadline(reason: Reason) -> str:
-    """Return the message of an execution that was stopped for a deadline."""
-    if reason is Reason.READY_TIMEOUT:
-        return "not READY within readyTimeoutSeconds; the script was stopped"
+def describe_deadline(reason: Reason, status: ScriptExecutionStatus) -> str:
+    """Return the message of an execution that was stopped for a deadline: how far it was, and what it waited for."""
     if reason is Reason.NOT_NEEDED:
         return "nothing uses the subarray any more for which this abort script was held READY; it was not run"
-    return "still active after activeDeadlineSeconds; the script was stopped"
+    limit = "not READY within readyTimeoutSeconds"
+    if reason is Reason.DEADLINE_EXCEEDED:
+        limit = "still active after activeDeadlineSeconds"
+    if status.runner is not None:
+        return f"{limit}; the script was stopped while {status.state}"
+    stopping = find_condition(status, ConditionType.STOPPING)
+    waited_for = (stopping.message if stopping else "") or status.message or ""
+    return f"{limit}; the script never began{': ' if waited_for else ''}{waited_for}"
 
 
 def find_deadline_state(reason: Reason) -> State:
@@ -99,7 +105,7 @@ def with_reported_end(
     deadline = find_deadline(status)
     is_unasked = desired is not DesiredState.STOPPED
     if state is State.STOPPED and is_unasked and deadline:
-        state, reason, message = find_deadline_state(deadline), deadline, describe_deadline(deadline)
+        state, reason, message = find_deadline_state(deadline), deadline, describe_deadline(deadline, status)
     elif state is State.STOPPED and is_unasked and reason is not Reason.ENGINE_SHUTDOWN:
         # A signal to the supervisor: from the script itself, from somebody at a shell, or from a Pod's deletion.
         state = State.FAILED
@@ -110,6 +116,18 @@ def with_reported_end(
     if end.stacktrace:
         status = status.model_copy(update={"stacktrace": end.stacktrace[-MAX_STACKTRACE_CHARS:]})
     return with_final(status, state, reason, message, end.time)
+
+
+def is_unexplained(execution: ScriptExecution) -> bool:
+    """Tell whether neither a user nor OET asked for the end of a script, and its runner cannot say who did.
+
+    It reports a signal, or nothing: from the script itself, from a person at a shell, or from its node, which says why a moment
+    later.
+    """
+    if execution.spec.desired_state is DesiredState.STOPPED or find_deadline(execution.status) is not None:
+        return False
+    end = execution.status.runner.exit if execution.status.runner else None
+    return end is None or (end.outcome is Outcome.STOPPED and end.reason is not Reason.ENGINE_SHUTDOWN)
 
 
 def with_runner_news(execution: ScriptExecution) -> ScriptExecution:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 __all__ = [
     "API_MAJOR",
+    "API_MANAGER",
     "CATEGORY",
     "CONFIG_MAP_FOLDER",
+    "DEFAULT_CONTAINER_ANNOTATION",
     "DEFAULT_NAMESPACE",
     "ENTRIES_PATH",
     "EXECUTION_NAME_ANNOTATION",
@@ -21,12 +23,14 @@ __all__ = [
     "MODE_LABEL",
     "NAMESPACE_VARIABLE",
     "NO_SUBARRAY",
+    "OPERATOR_MANAGER",
     "PLURAL",
     "POD_NAME_VARIABLE",
     "PROCEDURE_LABEL",
     "REHEARSAL_VALUE",
     "RELEASE_ANNOTATION",
     "RUNNER_HOME",
+    "RUNNER_MANAGER",
     "SB_FOLDER",
     "SCRIPTS_FOLDER",
     "SCRIPT_CONTAINER",
@@ -87,6 +91,14 @@ REHEARSAL_VALUE = "rehearsal"
 
 SCRIPT_CONTAINER = "script"
 """The container of a script Pod in which runner and script live; `kubectl logs` shows it."""
+
+DEFAULT_CONTAINER_ANNOTATION = "kubectl.kubernetes.io/default-container"
+"""Kubernetes' own: the container of a Pod that kubectl means where none is named."""
+
+API_MANAGER = "oet-api"
+OPERATOR_MANAGER = "oet-operator"
+RUNNER_MANAGER = "oet-runner"
+"""Who wrote a field, as `metadata.managedFields` tells it (`kubectl get --show-managed-fields`)."""
 
 INIT_CONTAINER = "oet-runner"
 """The init container that copies the runner into a Pod whose image is not OET's own."""

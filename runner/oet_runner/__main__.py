@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 
     from oet_runner.mailbox import Mailbox
 
+SIGNAL_BASE = 128
+"""Exit status of who was told to end by a signal, as shells have it. A kubelet that ends a Pod and finds 0 says that it has
+succeeded, and forgets why it ended it."""
+
+_KUBE = "--kube"
 _USAGE = "usage: python -m oet_runner --mailbox-in FD --mailbox-out FD | --kube"
 
 
@@ -49,7 +54,7 @@ def _choose_mailbox(arguments: list[str]) -> Callable[[], Mailbox]:
         ValueError: The arguments or the environment are wrong.
         OSError: A file descriptor is not open.
     """
-    if arguments != ["--kube"]:
+    if arguments != [_KUBE]:
         mailbox = PipeMailbox(*parse_arguments(arguments))
         return lambda: mailbox
     from oet_runner.kube_client import observe_api_server  # The local engine's runners have no use for these.
@@ -90,8 +95,10 @@ def main() -> int:
     channels = fork_child()
     wakeup_fd = catch_signals()  # First: a stop may come as soon as the driver can see that the runner is there.
     mailbox = start_mailbox()
-    Supervisor(mailbox, channels, Family(channels.child_pid), wakeup_fd, observe_oom_kills).run()
-    return 0
+    supervisor = Supervisor(mailbox, channels, Family(channels.child_pid), wakeup_fd, observe_oom_kills)
+    supervisor.run()
+    is_signalled = supervisor.stop_signal and sys.argv[1:] == [_KUBE]
+    return SIGNAL_BASE + supervisor.stop_signal if is_signalled else 0
 
 
 if __name__ == "__main__":

@@ -9,7 +9,15 @@ from __future__ import annotations
 import os
 import socket
 
-from oet_crds.names import GROUP, NAMESPACE_VARIABLE, PLURAL, POD_NAME_VARIABLE, SERVICE_ACCOUNT_FOLDER, VERSION
+from oet_crds.names import (
+    GROUP,
+    NAMESPACE_VARIABLE,
+    PLURAL,
+    POD_NAME_VARIABLE,
+    RUNNER_MANAGER,
+    SERVICE_ACCOUNT_FOLDER,
+    VERSION,
+)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -288,7 +296,7 @@ class Connection:
     def _build_head(self, verb: str, path: str, length: int = 0, content_type: str = "") -> bytes:
         host = f"[{self._server.host}]" if ":" in self._server.host else self._server.host
         lines = [f"{verb} {path} HTTP/1.1", f"Host: {host}:{self._server.port}", "Accept: application/json"]
-        lines.append("User-Agent: oet-runner")
+        lines.append(f"User-Agent: {RUNNER_MANAGER}")
         token = self._server.observe_token()
         if token:
             lines.append(f"Authorization: Bearer {token}")

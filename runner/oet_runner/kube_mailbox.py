@@ -13,6 +13,7 @@ import time
 
 from oet_crds.container_log import build_log_line
 from oet_crds.mailbox import DELIVERY_SECONDS, MailKind
+from oet_crds.names import RUNNER_MANAGER
 from oet_crds.states import State
 from oet_crds.topics import EntryKind
 from oet_runner.kube_client import JSON_PATCH, MERGE_PATCH
@@ -52,6 +53,9 @@ NOTES_LIMIT_BYTES = 1024 * 1024
 """Our own words are dropped while more than this waits for the log."""
 
 STDOUT_FD = 1
+
+_MANAGED = f"?fieldManager={RUNNER_MANAGER}"
+"""Whose the fields are that a patch sets."""
 
 _PASSING_STATES = (State.IDLE, State.LOADING, State.INITIALISING)
 _NOT_FOUND = 404
@@ -310,11 +314,11 @@ class KubeMailbox:
             if self._is_acknowledged():
                 return None
             body = build_update(execution, self._report, self._known)
-            return Request("PATCH", f"{path}/status", body, JSON_PATCH, revision)
+            return Request("PATCH", f"{path}/status{_MANAGED}", body, JSON_PATCH, revision)
         # A runner that is being stopped has nothing to claim for, until it can say how it ended.
         if self.desired.stop_deadline is not None and not self._report.has_exit:
             return None
-        return Request("PATCH", f"{path}/status", build_claim(execution, self._report), MERGE_PATCH, revision)
+        return Request("PATCH", f"{path}/status{_MANAGED}", build_claim(execution, self._report), MERGE_PATCH, revision)
 
     def _compute_due(self, now: float) -> float:
         """Return when (monotonic seconds) a new state is to be reported; 0 for at once."""

@@ -70,7 +70,11 @@ def _observe_stop_grace() -> float:
 
 
 class Supervisor:
-    """Drives one child through one execution."""
+    """Drives one child through one execution.
+
+    Attributes:
+        stop_signal: Number of the first signal that told it to stop; 0: none did.
+    """
 
     def __init__(
         self,
@@ -100,6 +104,7 @@ class Supervisor:
         self._was_killed = False
         self._others_due = 0.0
         self._kill_began: float | None = None
+        self.stop_signal = 0
         self._has_complained = False
 
     def run(self) -> None:
@@ -144,7 +149,9 @@ class Supervisor:
             numbers = os.read(self._wakeup_fd, 4096)
         except BlockingIOError:
             return
-        if any(number in numbers for number in _STOP_SIGNALS):
+        told = [number for number in numbers if number in _STOP_SIGNALS]
+        if told:
+            self.stop_signal = self.stop_signal or told[0]
             self._mailbox.desired.ask_stop(_observe_stop_grace(), time.monotonic())
 
     def _send_report(self) -> None:

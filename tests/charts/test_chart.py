@@ -289,7 +289,7 @@ def test_each_policy_is_bound_and_denies(render: Render) -> None:
     objects = render()
     policies = {each["metadata"]["name"] for each in objects if each["kind"] == "ValidatingAdmissionPolicy"}
     bindings = [each["spec"] for each in objects if each["kind"] == "ValidatingAdmissionPolicyBinding"]
-    names = {f"observatory.oet.{name}" for name in ("aborts", "pods", "status")}
+    names = {f"observatory.oet.{name}" for name in ("aborts", "pods", "sizes", "status")}
     assert {each["policyName"] for each in bindings} == policies == names
     assert all(each == {"policyName": each["policyName"], "validationActions": ["Deny"]} for each in bindings)
 
@@ -304,7 +304,8 @@ RIGHTS: dict[str, set[tuple[str, str, str, str]]] = {
     "oet-operator": {
         (GROUP, PLURAL, "", "create delete get list watch"),
         (GROUP, f"{PLURAL}/status", "", "patch"),
-        (CORE, "pods", "", "create delete get list watch"),
+        (GROUP, f"{PLURAL}/finalizers", "", "update"),
+        (CORE, "pods", "", "create delete get list patch watch"),
         (CORE, "events", "", "create"),
         (CORE, "configmaps", "oet-procedure-ids", "get update"),
         (CORE, "configmaps", "", "create"),
@@ -491,9 +492,12 @@ def test_what_a_part_reads_at_its_start_restarts_it(
     assert (before != after) == is_restarted
 
 
-@pytest.mark.parametrize(("replicas", "budgets"), [(1, []), (2, ["oet-api"])])
-def test_budget_is_there_with_more_than_one_replica(render: Render, replicas: int, budgets: list[str]) -> None:
+@pytest.mark.parametrize(("replicas", "budgets"), [(1, []), (2, ["oet-api"]), (None, ["oet-api"])])
+def test_budget_is_there_unless_there_is_one_replica(render: Render, replicas: int | None, budgets: list[str]) -> None:
     objects = render({"api": {"replicas": replicas}, "operator": {"replicas": 1}})
+    (api,) = [each for each in objects if (each["kind"], each["metadata"]["name"]) == ("Deployment", "oet-api")]
+    assert api["spec"].get("replicas") == replicas
+    assert ("replicas" in api["spec"]) is (replicas is not None)
     assert [each["metadata"]["name"] for each in objects if each["kind"] == "PodDisruptionBudget"] == budgets
 
 

@@ -94,6 +94,13 @@ def test_upgrade_changes_the_release_and_brings_the_definition_up_to_date(instal
     installed.run("annotate", "crd", RESOURCE, "oet-test/old-")
 
 
+def test_upgrade_gets_through_after_a_scale_by_hand(installed: Kubectl) -> None:
+    installed.run("scale", "deployment", "oet-api", "oet-operator", "--replicas=3")
+    done = run_tool(installed, "up", "--no-wait", "--set=api.replicas=1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert [installed.read("deployment", f"oet-{part}")["spec"]["replicas"] for part in ("api", "operator")] == [1, 2]
+
+
 def test_removal_keeps_executions_and_asks_about_active_ones(installed: Kubectl, executions: Kubectl) -> None:
     create_execution(installed, "active")
     create_execution(executions, "elsewhere")

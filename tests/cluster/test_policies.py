@@ -485,3 +485,22 @@ def test_account_may_not_more_than_it_needs(installation: Installation, user: st
         verb, what, *more = words.split()
         outcome = installation.attempt(user, "auth", "can-i", verb, RESOURCE if what == "se" else what, *more)
         assert outcome.output.strip() == "no", words
+
+
+# ---- sizes -------------------------------------------------------------------------------------------------------------
+
+
+def test_spec_that_leaves_no_room_for_its_status_is_refused_and_a_stop_of_one_is_not(
+    installation: Installation,
+) -> None:
+    def build(name: str, size: int) -> dict[str, Any]:
+        spec = {"script": {"file": {"path": "a.py"}}, "args": {"main": {"args": [{"data": ["x" * size]}]}}}
+        return {"apiVersion": f"{GROUP}/{VERSION}", "kind": KIND, "metadata": {"name": name}, "spec": spec}
+
+    refused = installation.admin.attempt("create", "--filename=-", manifest=build("too-large", 1_100_000))
+    assert not refused.is_done
+    assert "may have 1048576" in refused.complaint
+    installation.admin.run("create", "--filename=-", manifest=build("large", 900_000))
+    stop = json.dumps({"spec": {"desiredState": DesiredState.STOPPED}})
+    installation.admin.run("patch", RESOURCE, "large", "--type=merge", f"--patch={stop}")
+    installation.admin.run("delete", RESOURCE, "large")

@@ -563,3 +563,51 @@ def test_unasked_stop_is_told_with_the_reason_that_was_observed(make: Any) -> No
         Reason.POD_DELETED,
         "somebody deleted the Pod",
     )
+
+
+@pytest.mark.parametrize("desired", [DesiredState.READY, RUN])
+def test_unasked_stop_whose_reason_may_still_come_is_waited_for(make: Any, desired: DesiredState) -> None:
+    end = make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED)
+    execution = _with_exit(make, State.READY, end, desired_state=desired, active_deadline_seconds=5)
+    plan = make.decide(execution, Presence.ALIVE, awaits_word=True)
+    assert (plan.status.state, plan.status.grant, plan.actions) == (State.READY, None, ())
+
+
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_what_goes_on_beside_a_script_that_is_gone_is_removed(make: Any, is_finished: bool) -> None:
+    execution = make.execution(State.RUNNING, state=State.COMPLETE if is_finished else State.RUNNING, desired_state=RUN)
+    plan = make.decide(execution, Presence.GONE, is_lingering=True)
+    assert plan.actions == (DeletePod(10.0),)
+
+
+@pytest.mark.parametrize(
+    ("reached", "seen", "words"),
+    [
+        pytest.param(
+            State.CREATING, "no node takes the Pod", "the script never began: no node takes the Pod", id="wait"
+        ),
+        pytest.param(State.CREATING, "", "the script never began", id="no word"),
+        pytest.param(State.LOADING, "", "the script was stopped while LOADING", id="begun"),
+    ],
+)
+def test_timeout_says_how_far_it_was_and_what_it_waited_for(make: Any, reached: State, seen: str, words: str) -> None:
+    execution = make.execution(reached, pod_name="x", ready_timeout_seconds=5)
+    presence = Presence.PENDING if reached is State.CREATING else Presence.ALIVE
+    stopping = make.decide(execution, presence, message=seen).status
+    after = execution.model_copy(update={"status": stopping})
+    # The Pod is deleted by now: what it waited for is not seen any more.
+    status = make.decide(after, Presence.STUCK, reason=Reason.POD_DELETED, message="deleted").status
+    assert (status.state, status.reason) == (State.FAILED, Reason.READY_TIMEOUT)
+    assert (status.message or "").endswith(words)
+
+
+@pytest.mark.parametrize("has_report", [True, False])
+def test_end_that_is_certain_is_not_final_before_its_reason_may_have_come(make: Any, has_report: bool) -> None:
+    execution = make.execution(State.RUNNING, desired_state=RUN)
+    end = make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED) if has_report else None
+    runner = execution.status.runner.model_copy(update={"exit": end, "confined": True})
+    execution = execution.model_copy(update={"status": execution.status.model_copy(update={"runner": runner})})
+    plan = make.decide(execution, Presence.GONE, awaits_word=True)
+    assert (plan.status.state, plan.actions) == (State.RUNNING, ())
+    status = make.decide(execution, Presence.GONE, reason=Reason.EVICTED, message="the node's words").status
+    assert (status.state, status.reason, status.message) == (State.FAILED, Reason.EVICTED, "the node's words")

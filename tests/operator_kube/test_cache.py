@@ -19,8 +19,10 @@ from oet_crds.execution import (
     ScriptSource,
 )
 from oet_crds.names import EXECUTION_UID_LABEL, NO_SUBARRAY, PROCEDURE_LABEL, SCRIPT_CONTAINER, SUBARRAY_LABEL
+from oet_crds.reasons import Reason
 from oet_crds.states import DesiredState, State
 from oet_operator.kube.cache import Cache
+from oet_operator.kube.sizes import MAX_OBJECT_BYTES
 
 NOW = datetime(2026, 11, 23, 3, 0, tzinfo=UTC)
 
@@ -49,6 +51,8 @@ ENDED = {
     "phase": "Failed",
     "containerStatuses": [{"name": SCRIPT_CONTAINER, "state": {"terminated": {"exitCode": 137}}}],
 }
+LINGERING = {**ENDED, "phase": "Running"}
+"""The script has ended, and what others put beside it goes on."""
 GRANT = Grant(time=NOW, subarray=1)
 
 
@@ -57,7 +61,9 @@ def test_deleted_execution_holds_its_subarray_until_its_pod_has_ended() -> None:
     cache.put_execution(_wire(grant=GRANT))
     cache.put_pod(_pod())
     cache.drop_execution("u1")
-    assert cache.build_locks(1).find_holder(1, "u2") == 1
+    holder = cache.build_locks(1).find_holder(1, "u2")
+    assert holder is not None
+    assert holder.procedure_id == 1
     assert cache.build_locks(2).find_holder(2, "u2") is None
     assert cache.put_pod(_pod(version=2, status=ENDED)) == "u1"
     cache.forget_leftover("u1")
@@ -97,10 +103,23 @@ def test_pod_without_its_execution_holds_what_it_may_use(labels: dict[str, str],
 
 
 @pytest.mark.parametrize("is_gone", [True, False])
-def test_pod_that_is_over_without_its_execution_is_not_kept(is_gone: bool) -> None:
+def test_pod_that_is_over_without_its_execution_holds_nothing(is_gone: bool) -> None:
     cache = Cache()
     assert cache.put_pod(_pod(status={"phase": "Running"} if is_gone else ENDED), is_gone=is_gone) is None
-    assert (cache.leftovers, cache.list_pods()) == ({}, {})
+    assert cache.leftovers == {}
+    assert set(cache.list_pods().values()) == (set() if is_gone else {"u1"})
+    cache.mark_pod_gone("u1")
+    assert cache.list_pods() == {}
+    assert cache.get_sighting("u1").pod is None
+
+
+def test_end_of_a_pod_that_is_listed_before_its_execution_is_known_with_it() -> None:
+    cache = Cache()
+    cache.put_pod(_pod(status=ENDED))
+    assert cache.put_execution(_wire()) == "u1"
+    assert cache.get_sighting("u1").pod is not None
+    cache.put_execution(_wire(version=2, state=State.COMPLETE))
+    assert cache.get_sighting("u1").pod is None
 
 
 def test_older_news_of_an_execution_or_a_pod_are_none() -> None:
@@ -208,3 +227,57 @@ def test_stopped_execution_is_kept_until_it_is_known_how_its_abort_ended() -> No
     cache = Cache()
     wire = _wire(state=State.STOPPED, grant=GRANT, abort=AbortStatus(procedure_id=2))
     assert cache.put_execution(wire) == "u1"
+
+
+# ---- Pods that go on without their script ------------------------------------------------------------------------------
+
+
+def test_pod_that_goes_on_without_its_script_keeps_its_execution_and_no_subarray() -> None:
+    cache = Cache()
+    cache.put_pod(_pod(status=LINGERING))
+    assert cache.put_execution(_wire(state=State.COMPLETE, grant=GRANT)) == "u1"
+    assert (cache.has_pod("u1"), cache.has_rest("u1")) == (False, True)
+    cache.drop_execution("u1")
+    assert set(cache.leftovers) == {"u1"}
+    assert cache.build_locks(1).find_holder(1, "u2") is None
+    cache.put_pod(_pod(version=2, status=ENDED))
+    assert not cache.has_rest("u1")
+
+
+def test_pod_that_goes_on_without_script_and_execution_is_news() -> None:
+    cache = Cache()
+    assert cache.put_pod(_pod(status=LINGERING)) == "u1"
+    assert cache.build_locks(1).find_holder(1, "u2") is None
+
+
+def test_execution_that_is_over_is_taken_up_again_for_a_pod_that_goes_on() -> None:
+    cache = Cache()
+    cache.put_execution(_wire(state=State.COMPLETE))
+    assert cache.put_pod(_pod(status=LINGERING)) == "u1"
+
+
+# ---- executions that are too large -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "is_refused"),
+    [("x" * 100, False), ("x" * MAX_OBJECT_BYTES, True), ("<" * (MAX_OBJECT_BYTES // 6), True)],
+    ids=["small", "large", "escaped"],
+)
+def test_execution_that_leaves_no_room_for_its_status_is_never_begun(text: str, is_refused: bool) -> None:
+    cache = Cache()
+    wire = _wire(state=State.CREATING)
+    wire["spec"]["args"] = {"main": {"args": [text]}}
+    cache.put_execution(wire)
+    sighting = cache.get_sighting("u1")
+    assert (bool(sighting.refusal), sighting.is_refusal_final) == (is_refused, is_refused)
+    assert not is_refused or sighting.refusal_reason == Reason.INVALID_SPEC
+
+
+def test_execution_that_was_set_aside_is_news_when_it_is_changed() -> None:
+    cache = Cache()
+    cache.put_execution(_wire(version=4))
+    cache.set_aside("u1")
+    assert (cache.executions, cache.list_uids(), cache.list_sharing()) == ({}, {"u1"}, [])
+    assert cache.put_execution(_wire(version=4)) is None
+    assert cache.put_execution(_wire(version=5)) == "u1"

@@ -9,13 +9,16 @@ import kopf
 import pytest
 from aiohttp import web
 
+from oet_crds.names import OPERATOR_MANAGER
 from oet_operator.kube.client import PAGE_SIZE, KubeClient
 from oet_operator.kube.errors import (
     ApiConflictError,
     ApiError,
     ApiMissingError,
     ApiRefusedError,
+    ApiTooLargeError,
     ApiUnavailableError,
+    build_error,
 )
 from oet_operator.kube.paths import Paths, find_resource
 
@@ -40,6 +43,32 @@ def _with_server(handler: Handler, use: Callable[[KubeClient], Awaitable[None]])
             await runner.cleanup()
 
     asyncio.run(run())
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "error"),
+    [
+        (500, "etcdserver: request is too large", ApiTooLargeError),
+        (500, "rpc error: trying to send message larger than max (3 vs. 2)", ApiTooLargeError),
+        (500, "etcdserver: request timed out", ApiUnavailableError),
+        (413, "Request entity too large: limit is 3145728", ApiTooLargeError),
+    ],
+)
+def test_object_that_does_not_fit_is_an_error_of_its_own(status: int, message: str, error: type[ApiError]) -> None:
+    assert type(build_error(status, {"message": message})) is error
+
+
+@pytest.mark.parametrize("verb", ["POST", "PUT", "PATCH", "GET", "DELETE"])
+def test_writes_say_whose_the_fields_are(verb: str) -> None:
+    async def accept(request: web.Request) -> web.Response:
+        expected = OPERATOR_MANAGER if verb in ("POST", "PUT", "PATCH") else None
+        assert (request.query.get("fieldManager"), request.query["a"]) == (expected, "b")
+        return web.json_response({})
+
+    async def use(client: KubeClient) -> None:
+        await client.request(verb, f"{Paths('n').pods}?a=b", {})
+
+    _with_server(accept, use)
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,14 @@ from oet_crds.execution import (
 )
 from oet_crds.names import (
     CONFIG_MAP_FOLDER,
+    DEFAULT_CONTAINER_ANNOTATION,
     INIT_CONTAINER,
     MANAGED_LABEL,
     MODE_LABEL,
     NO_SUBARRAY,
     POD_NAME_VARIABLE,
     REHEARSAL_VALUE,
+    SCRIPT_CONTAINER,
     SUBARRAY_LABEL,
     TIMELINE_TOKEN_FILE_VARIABLE,
     TIMELINE_URL_VARIABLE,
@@ -83,7 +85,13 @@ def test_template_cannot_change_what_makes_the_pod_safe() -> None:
             "restartPolicy": "Always",
             "serviceAccountName": "admin",
             "containers": [
-                {"name": "script", "command": ["sh"], "env": [{"name": POD_NAME_VARIABLE, "value": "another"}]}
+                {
+                    "name": "script",
+                    "command": ["sh"],
+                    "restartPolicy": "Always",
+                    "restartPolicyRules": [{"action": "Restart"}],
+                    "env": [{"name": POD_NAME_VARIABLE, "value": "another"}],
+                }
             ],
         },
     }
@@ -96,6 +104,15 @@ def test_template_cannot_change_what_makes_the_pod_safe() -> None:
 def test_template_of_nonsense_is_an_error_that_the_operator_expects(template: dict[str, Any]) -> None:
     with pytest.raises((TypeError, ValueError, KeyError, AttributeError, StopIteration)):
         build_pod(_execution(pod_template=template), SETTINGS, {})
+
+
+def test_pod_is_waited_for_by_a_deletion_in_the_foreground_and_shows_its_script() -> None:
+    beside = {"spec": {"containers": [{"name": "beside", "image": "i"}]}}
+    pod = build_pod(_execution(pod_template=beside), SETTINGS, {})
+    kubernetes_validate.validate(pod, "1.35", strict=True)
+    (owner,) = pod["metadata"]["ownerReferences"]
+    assert (owner["controller"], owner["blockOwnerDeletion"]) == (True, True)
+    assert pod["metadata"]["annotations"][DEFAULT_CONTAINER_ANNOTATION] == SCRIPT_CONTAINER
 
 
 def test_status_patch_holds_what_changed_and_nothing_of_the_runner() -> None:

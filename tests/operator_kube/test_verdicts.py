@@ -10,6 +10,7 @@ import pytest
 from oet_crds.execution import (
     InlineScript,
     Metadata,
+    RunnerExit,
     RunnerStatus,
     ScriptExecution,
     ScriptExecutionSpec,
@@ -17,12 +18,19 @@ from oet_crds.execution import (
     ScriptSource,
 )
 from oet_crds.names import EXECUTION_UID_LABEL, SCRIPT_CONTAINER
-from oet_crds.reasons import Reason
+from oet_crds.reasons import Outcome, Reason
 from oet_crds.settings import KubernetesSettings
 from oet_crds.states import DesiredState, Mode
 from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.kube.pod_facts import parse_pod
-from oet_operator.kube.verdicts import NODE_PATIENCE_SECONDS, Sighting, observe_runner
+from oet_operator.kube.verdicts import (
+    LINGER_SECONDS,
+    NODE_PATIENCE_SECONDS,
+    WORD_SECONDS,
+    Sighting,
+    compute_linger,
+    observe_runner,
+)
 
 NOW = datetime(2026, 11, 23, 3, 0, tzinfo=UTC)
 SETTINGS = KubernetesSettings()
@@ -43,11 +51,14 @@ def _stamp(age_seconds: float) -> str:
     return (NOW - timedelta(seconds=age_seconds)).isoformat()
 
 
-def _pod(*, age_seconds: float = 5.0, deleted_ago: float | None = None, **status: Any) -> dict[str, Any]:
-    metadata = {"name": "p", "uid": "pu", "resourceVersion": "7", "labels": {EXECUTION_UID_LABEL: "u"}}
+def _pod(
+    *, age_seconds: float = 5.0, deleted_ago: float | None = None, grace: int | None = None, **status: Any
+) -> dict[str, Any]:
+    metadata: dict[str, Any] = {"name": "p", "uid": "pu", "resourceVersion": "7", "labels": {EXECUTION_UID_LABEL: "u"}}
     metadata["creationTimestamp"] = _stamp(age_seconds)
     if deleted_ago is not None:
         metadata["deletionTimestamp"] = _stamp(deleted_ago)
+        metadata["deletionGracePeriodSeconds"] = grace
     return {"metadata": metadata, "spec": {"nodeName": status.pop("node", "n")}, "status": status}
 
 
@@ -84,7 +95,7 @@ def _observe(pod: dict[str, Any] | None, *, claimed: bool, **sighting: Any) -> t
         pytest.param(
             _pod(phase="Failed", **_container("terminated", reason="Error", exitCode=2)),
             False,
-            Presence.STUCK,
+            Presence.GONE,
             Reason.POD_START_FAILED,
             "exit code 2 before the script began",
             id="runner_does_not_start",
@@ -100,7 +111,7 @@ def _observe(pod: dict[str, Any] | None, *, claimed: bool, **sighting: Any) -> t
         pytest.param(
             _pod(phase="Failed", reason="Evicted", message="disk"),
             False,
-            Presence.STUCK,
+            Presence.GONE,
             Reason.EVICTED,
             "before the script began",
             id="evicted_before_it_began",
@@ -118,7 +129,7 @@ def _observe(pod: dict[str, Any] | None, *, claimed: bool, **sighting: Any) -> t
         pytest.param(
             _pod(phase="Failed", reason="UnexpectedAdmissionError", message="no"),
             False,
-            Presence.STUCK,
+            Presence.GONE,
             Reason.POD_START_FAILED,
             "UnexpectedAdmissionError: no",
             id="refused_by_the_node",
@@ -129,7 +140,7 @@ def _observe(pod: dict[str, Any] | None, *, claimed: bool, **sighting: Any) -> t
                 initContainerStatuses=[{"name": "i", "state": {"terminated": {"exitCode": 1, "message": "no cp"}}}],
             ),
             False,
-            Presence.STUCK,
+            Presence.GONE,
             Reason.POD_START_FAILED,
             "no cp",
             id="init_container_failed",
@@ -147,6 +158,70 @@ def _observe(pod: dict[str, Any] | None, *, claimed: bool, **sighting: Any) -> t
             Reason.EVICTED,
             "EvictionByEvictionAPI",
             id="drained",
+        ),
+        pytest.param(
+            _pod(
+                deleted_ago=-5.0,
+                conditions=[
+                    {
+                        "type": "DisruptionTarget",
+                        "status": "True",
+                        "reason": "PreemptionByScheduler",
+                        "message": "more important",
+                    }
+                ],
+            ),
+            True,
+            Presence.ALIVE,
+            Reason.EVICTED,
+            "PreemptionByScheduler: more important",
+            id="preempted",
+        ),
+        pytest.param(
+            _pod(
+                phase="Failed",
+                reason="Terminated",
+                message="imminent node shutdown",
+                conditions=[{"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet"}],
+                **_container("terminated", exitCode=143),
+            ),
+            True,
+            Presence.GONE,
+            Reason.EVICTED,
+            "Terminated: imminent node shutdown",
+            id="node_shut_down",
+        ),
+        pytest.param(
+            _pod(phase="Failed", reason="DeadlineExceeded", message="longer", **_container("terminated", exitCode=143)),
+            True,
+            Presence.GONE,
+            Reason.DEADLINE_EXCEEDED,
+            "podTemplate: longer",
+            id="pods_own_deadline",
+        ),
+        pytest.param(
+            _pod(phase="Failed", reason="DeadlineExceeded", message="longer"),
+            False,
+            Presence.GONE,
+            Reason.DEADLINE_EXCEEDED,
+            "before the script began: longer",
+            id="pods_own_deadline_before_it_began",
+        ),
+        pytest.param(
+            _pod(deleted_ago=1.0, grace=1, **_container("terminated", reason="Error", exitCode=137)),
+            True,
+            Presence.GONE,
+            Reason.POD_DELETED,
+            "was killed by signal 9 before it had reported (of the Pod's 15 s the deletion gave it 1 s)",
+            id="deleted_with_too_little_grace",
+        ),
+        pytest.param(
+            _pod(deleted_ago=1.0, grace=15, **_container("terminated", reason="Error", exitCode=137)),
+            True,
+            Presence.GONE,
+            Reason.POD_DELETED,
+            "before it had reported; nothing",
+            id="deleted_and_killed",
         ),
         pytest.param(
             _pod(deleted_ago=NODE_PATIENCE_SECONDS + 1),
@@ -304,3 +379,143 @@ def test_rehearsal_is_begun_only_where_something_keeps_it_from_the_telescope(
     execution = execution.model_copy(update={"spec": execution.spec.model_copy(update={"mode": Mode.REHEARSAL})})
     seen, _ = observe_runner(execution, Sighting(), KubernetesSettings(rehearsals=allowed), NOW)
     assert (seen.presence, seen.reason) == expected
+
+
+# ---- containers that others put beside the script ----------------------------------------------------------------------
+
+
+def _beside(kind: str, name: str = "beside", **detail: Any) -> dict[str, Any]:
+    return {"name": name, "state": {kind: detail}}
+
+
+SCRIPT_RUNS = {"name": SCRIPT_CONTAINER, "state": {"running": {}}}
+SCRIPT_WAITS = {"name": SCRIPT_CONTAINER, "state": {"waiting": {"reason": "PodInitializing"}}}
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "last"])
+@pytest.mark.parametrize(
+    "beside",
+    [
+        _beside("terminated", reason="OOMKilled", exitCode=137),
+        _beside("terminated", reason="Error", exitCode=1),
+        _beside("waiting", reason="InvalidImageName"),
+        _beside("waiting", reason="CrashLoopBackOff"),
+        _beside("running"),
+    ],
+    ids=["out of memory", "crashed", "no image", "crash loop", "runs"],
+)
+@pytest.mark.parametrize("claimed", [True, False])
+def test_container_beside_the_script_says_nothing_of_the_script(
+    beside: dict[str, Any], is_first: bool, claimed: bool
+) -> None:
+    containers = [beside, SCRIPT_RUNS] if is_first else [SCRIPT_RUNS, beside]
+    observation, _ = _observe(_pod(phase="Running", containerStatuses=containers), claimed=claimed)
+    assert observation == RunnerObservation(Presence.ALIVE if claimed else Presence.PENDING)
+
+
+@pytest.mark.parametrize("is_first", [True, False], ids=["first", "last"])
+def test_pod_goes_on_without_its_script_and_is_over_when_all_in_it_is(is_first: bool) -> None:
+    ended = {"name": SCRIPT_CONTAINER, "state": {"terminated": {"exitCode": 0, "finishedAt": _stamp(2.0)}}}
+    containers = [_beside("running"), ended] if is_first else [ended, _beside("running")]
+    pod = _pod(phase="Running", containerStatuses=containers)
+    execution = _reporting(Outcome.COMPLETE, 2.0)
+    observation, _ = observe_runner(execution, Sighting(parse_pod(pod)), SETTINGS, NOW)
+    assert (observation.presence, observation.is_lingering) == (Presence.GONE, True)
+    assert compute_linger(parse_pod(pod), NOW) == LINGER_SECONDS - 2.0
+    pod = _pod(phase="Succeeded", containerStatuses=containers)
+    observation, _ = observe_runner(execution, Sighting(parse_pod(pod)), SETTINGS, NOW)
+    assert (observation.presence, observation.is_lingering) == (Presence.GONE, False)
+
+
+def test_pod_whose_node_does_not_say_when_the_script_ended_need_not_be_waited_for() -> None:
+    assert compute_linger(parse_pod(_pod(**_container("terminated", exitCode=0))), NOW) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("script", "presence"),
+    [
+        pytest.param(SCRIPT_RUNS, Presence.LOST, id="the node did not confirm the end of the script"),
+        pytest.param(SCRIPT_WAITS, Presence.LOST, id="nor that of the sidecar's Pod"),
+    ],
+)
+def test_native_sidecar_that_ended_is_not_the_end_of_the_script(script: dict[str, Any], presence: Presence) -> None:
+    ended = _beside("terminated", exitCode=137)
+    pod = _pod(phase="Failed", reason="NodeLost", containerStatuses=[script], initContainerStatuses=[ended])
+    pod["spec"]["initContainers"] = [{"name": "beside", "restartPolicy": "Always"}]
+    assert parse_pod(pod).ended is None
+    assert _observe(pod, claimed=True)[0].presence is presence
+
+
+def test_native_sidecar_that_does_not_come_up_is_what_the_script_waits_for() -> None:
+    waiting = _beside("waiting", reason="CrashLoopBackOff", message="back-off")
+    observation, _ = _observe(_pod(containerStatuses=[SCRIPT_WAITS], initContainerStatuses=[waiting]), claimed=False)
+    assert (observation.presence, observation.reason) == (Presence.PENDING, Reason.POD_START_FAILED)
+
+
+# ---- an end that its runner cannot explain -----------------------------------------------------------------------------
+
+
+def _reporting(outcome: Outcome, seconds_ago: float, reason: Reason = Reason.STOP_REQUESTED, **fields: Any) -> Any:
+    end = RunnerExit(outcome=outcome, reason=reason, message="m", time=NOW - timedelta(seconds=seconds_ago))
+    execution = _execution(claimed=True, **fields)
+    runner = RunnerStatus(claim="me", exit=end)
+    return execution.model_copy(update={"status": execution.status.model_copy(update={"runner": runner})})
+
+
+@pytest.mark.parametrize(
+    ("execution", "is_awaited"),
+    [
+        pytest.param(_reporting(Outcome.STOPPED, 1.0), True, id="a signal"),
+        pytest.param(_reporting(Outcome.STOPPED, 15.0 + WORD_SECONDS), False, id="a signal long ago"),
+        pytest.param(_reporting(Outcome.STOPPED, 1.0, stop=True), False, id="a user's stop"),
+        pytest.param(_reporting(Outcome.STOPPED, 1.0, Reason.ENGINE_SHUTDOWN), False, id="a shutdown"),
+        pytest.param(_reporting(Outcome.FAILED, 1.0), False, id="a failure"),
+        pytest.param(_execution(claimed=True), False, id="no end"),
+    ],
+)
+def test_node_is_given_time_to_say_why_it_stopped_a_script(execution: ScriptExecution, is_awaited: bool) -> None:
+    facts = parse_pod(_pod(**_container("running")))
+    observation, again = observe_runner(execution, Sighting(facts), SETTINGS, NOW)
+    assert (observation.presence, observation.awaits_word) == (Presence.ALIVE, is_awaited)
+    assert again == (14.0 + WORD_SECONDS if is_awaited else None)
+
+
+@pytest.mark.parametrize(
+    ("pod", "reason", "words"),
+    [
+        pytest.param(_pod(**_container("terminated", exitCode=0)), None, "", id="nobody explains it"),
+        pytest.param(
+            _pod(**_container("terminated", reason="OOMKilled", exitCode=0)), None, "", id="a child ran out of memory"
+        ),
+        pytest.param(
+            _pod(phase="Failed", reason="Evicted", message="disk", **_container("terminated", exitCode=0)),
+            Reason.EVICTED,
+            "disk",
+            id="evicted",
+        ),
+        pytest.param(
+            _pod(deleted_ago=1.0, grace=15, **_container("terminated", exitCode=0)),
+            Reason.POD_DELETED,
+            "the script was stopped",
+            id="deleted",
+        ),
+    ],
+)
+def test_signal_is_explained_by_the_end_of_its_pod(pod: dict[str, Any], reason: Reason | None, words: str) -> None:
+    execution = _reporting(Outcome.STOPPED, 1.0)
+    observation, _ = observe_runner(execution, Sighting(parse_pod(pod)), SETTINGS, NOW)
+    assert (observation.presence, observation.reason, observation.awaits_word) == (Presence.GONE, reason, False)
+    assert words in observation.message
+
+
+@pytest.mark.parametrize("report", [_reporting(Outcome.STOPPED, 1.0), _execution(claimed=True)], ids=["signal", "none"])
+def test_node_that_told_the_end_of_the_script_is_given_time_to_tell_why(report: ScriptExecution) -> None:
+    def observe(seconds_ago: float, **status: Any) -> tuple[RunnerObservation, float | None]:
+        ended = _container("terminated", reason="Error", exitCode=137, finishedAt=_stamp(seconds_ago))
+        return observe_runner(report, Sighting(parse_pod(_pod(**ended, **status))), SETTINGS, NOW)
+
+    observation, again = observe(1.0, phase="Running")
+    assert (observation.presence, observation.awaits_word, again) == (Presence.GONE, True, WORD_SECONDS - 1.0)
+    assert not observe(WORD_SECONDS, phase="Running")[0].awaits_word
+    assert observe(1.0, phase="Failed", reason="Evicted")[0].reason is Reason.EVICTED
+    assert not observe(1.0, phase="Failed")[0].awaits_word

@@ -17,6 +17,7 @@ from kubernetes.utils.keepalive import tcp_keepalive_socket_options
 
 from oet_api.kube.errors import NO_ANSWER, ApiError, build_error
 from oet_crds.errors import UnavailableError
+from oet_crds.names import API_MANAGER
 
 __all__ = ["JSON_PATCH", "MERGE_PATCH", "KubeClient", "Stream", "Wire", "build_configuration"]
 
@@ -38,6 +39,8 @@ PIECE_BYTES = 64 * 1024
 _KEEPALIVE_IDLE_SECONDS, _KEEPALIVE_INTERVAL_SECONDS, _KEEPALIVE_COUNT = 8, 4, 3
 _USER_TIMEOUT_MILLISECONDS = 20_000
 """A connection whose other side has gone without a word is noticed in 20 s, silent or not."""
+
+_WRITES = ("POST", "PUT", "PATCH")
 
 _FAILURES = (urllib3.exceptions.HTTPError, kubernetes.client.ApiException, kubernetes.config.ConfigException, OSError)
 
@@ -160,14 +163,15 @@ class KubeClient:
         content: tuple[str, Any] | None,
         silence_seconds: float,
     ) -> Any:
-        headers = {"Accept": "application/json, */*", "User-Agent": "oet-api"}
+        headers = {"Accept": "application/json, */*", "User-Agent": API_MANAGER}
+        managed = {"fieldManager": API_MANAGER} if verb in _WRITES else {}
         if content is not None:
             headers["Content-Type"] = content[0]
         try:
             serialized = self._api.param_serialize(
                 verb,
                 path,
-                query_params=list((query or {}).items()),
+                query_params=list({**managed, **(query or {})}.items()),
                 header_params=headers,
                 body=None if content is None else content[1],
                 auth_settings=["BearerToken"],

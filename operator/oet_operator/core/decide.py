@@ -86,8 +86,11 @@ def decide(snapshot: Snapshot) -> Plan:
     ended = _with_end(snapshot, status)
     if ended is not None:
         return _plan_finished(snapshot, _with_failed_arming(snapshot, ended))
-    if status.runner is not None and status.runner.exit is not None:
-        return _plan_leaving(snapshot, status, status.runner.exit)
+    end = status.runner.exit if status.runner else None
+    if snapshot.runner.awaits_word and (end is None or has_credible_end(status)):
+        return Plan(status)
+    if end is not None:
+        return _plan_leaving(snapshot, status, end)
     deadlines = compute_deadlines(execution, status)
     passed = next((deadline.reason for deadline in deadlines if deadline.at <= snapshot.now), None)
     if execution.spec.desired_state is DesiredState.STOPPED:
@@ -107,7 +110,7 @@ def _plan_deletion(snapshot: Snapshot) -> Plan:
 
 
 def _remove_runner(snapshot: Snapshot) -> tuple[Action, ...]:
-    if snapshot.runner.presence in _REMOVABLE:
+    if snapshot.runner.presence in _REMOVABLE or snapshot.runner.is_lingering:
         return (DeletePod(snapshot.execution.spec.stop.grace_period_seconds),)
     return ()
 
@@ -211,6 +214,8 @@ def _find_subarray(execution: ScriptExecution) -> int | None:
 
 def _with_end(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus | None:
     """Return the status in its final state, None while the execution is not over."""
+    if snapshot.runner.awaits_word:
+        return None
     runner, wants_stop = snapshot.runner, snapshot.execution.spec.desired_state is DesiredState.STOPPED
     is_gone = runner.presence in (Presence.GONE, Presence.STUCK)
     if status.runner is not None and status.runner.exit is not None and (is_gone or has_credible_end(status)):
@@ -231,7 +236,7 @@ def _with_end(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecut
             return with_final(status, State.STOPPED, Reason.STOP_REQUESTED, "stopped on request", snapshot.now)
         if stopping := find_deadline(status):
             state = find_deadline_state(stopping)
-            return with_final(status, state, stopping, describe_deadline(stopping), snapshot.now)
+            return with_final(status, state, stopping, describe_deadline(stopping, status), snapshot.now)
         message = runner.message or "the runner ended without a report"
         return with_final(status, State.FAILED, runner.reason or Reason.RUNNER_LOST, message, snapshot.now)
     return None
@@ -276,9 +281,12 @@ def _plan_stop(snapshot: Snapshot, status: ScriptExecutionStatus, reason: Reason
     grace = snapshot.execution.spec.stop.grace_period_seconds
     by_user = reason is Reason.STOP_REQUESTED
     if not by_user and snapshot.runner.presence is Presence.NONE and not status.pod_name:
-        ended = with_final(status, find_deadline_state(reason), reason, describe_deadline(reason), snapshot.now)
-        return Plan(ended)
-    status = with_condition(status, ConditionType.STOPPING, True, reason, snapshot.now)
+        message = describe_deadline(reason, status)
+        return Plan(with_final(status, find_deadline_state(reason), reason, message, snapshot.now))
+    # What it waits for now is not known any more once its Pod is deleted.
+    is_waiting = snapshot.runner.presence is Presence.PENDING and not by_user
+    waits_for = snapshot.runner.message if is_waiting else ""
+    status = with_condition(status, ConditionType.STOPPING, True, reason, snapshot.now, waits_for)
     condition = find_condition(status, ConditionType.STOPPING)
     assert condition is not None
     force_at = condition.last_transition_time + timedelta(seconds=grace + BACKSTOP_SECONDS)

@@ -41,11 +41,15 @@ class RunnerObservation:
         presence: Whether it is there.
         reason: Why it is gone, lost, stuck or still pending, or is being ended; None when the shell does not know.
         message: The same in words; may be empty.
+        awaits_word: It ended, or says that it was told to; why is yet to be seen.
+        is_lingering: What it ran in goes on without it, for what others have put there.
     """
 
     presence: Presence
     reason: Reason | None = None
     message: str = ""
+    awaits_word: bool = False
+    is_lingering: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,11 +14,13 @@ from pydantic import ValidationError
 from oet_crds.aborts import find_target, is_armed
 from oet_crds.execution import ScriptExecution, parse_execution
 from oet_crds.names import NO_SUBARRAY
+from oet_crds.reasons import Reason
 from oet_crds.specs import compute_subarray
 from oet_crds.states import State
 from oet_operator.core.aborts import is_outcome_open
 from oet_operator.core.locks import Leftover, LockTable, build_lock_table, is_abort_due, is_holding
 from oet_operator.kube.pod_facts import PodFacts, parse_pod
+from oet_operator.kube.sizes import describe_excess
 from oet_operator.kube.verdicts import Sighting
 
 __all__ = ["Cache", "Hold", "Settled"]
@@ -112,6 +114,9 @@ class Cache:
         self._store(execution)
         self.highest_id = max(self.highest_id, execution.procedure_id or 0)
         self.leftovers.pop(execution.uid, None)
+        is_new = execution.status.pod_name is None and not execution.is_finished
+        if is_new and (problem := describe_excess(wire)):
+            self._sightings[execution.uid] = Sighting(None, False, problem, True, Reason.INVALID_SPEC)
         has_use = (
             execution.spec.ttl_seconds_after_finished is not None
             or is_abort_due(execution)
@@ -119,7 +124,7 @@ class Cache:
             or is_armed(execution)
             or is_holding(execution)
         )
-        if execution.is_finished and not has_use and not self.has_pod(execution.uid):
+        if execution.is_finished and not has_use and not self.has_rest(execution.uid):
             self.settle(execution.uid)
             return None
         return execution.uid
@@ -131,9 +136,14 @@ class Cache:
         return self.settled[uid].version if uid in self.settled else self._refused.get(uid, 0)
 
     def has_pod(self, uid: str) -> bool:
-        """Tell whether an execution has a Pod that may run."""
+        """Tell whether an execution has a Pod in which its script may run."""
         sighting = self.get_sighting(uid)
         return sighting.pod is not None and not sighting.pod.is_over and not sighting.is_gone
+
+    def has_rest(self, uid: str) -> bool:
+        """Tell whether an execution has a Pod in which anything may run, if not its script."""
+        sighting = self.get_sighting(uid)
+        return sighting.pod is not None and not sighting.pod.is_finished and not sighting.is_gone
 
     def _store(self, execution: ScriptExecution) -> None:
         uid = execution.uid
@@ -162,6 +172,13 @@ class Cache:
             self.settled[uid] = Settled(metadata.name, uid, version, number, execution.status.state)
             self._sightings.pop(uid, None)
 
+    def set_aside(self, uid: str) -> None:
+        """Leave an execution alone until it is changed: nothing can be told of it, and nothing of it was begun."""
+        if execution := self.executions.pop(uid, None):
+            self._unshare(uid)
+            self._sightings.pop(uid, None)
+            self._refused[uid] = int(execution.metadata.resource_version)
+
     def list_excess(self, limit: int) -> list[Settled]:
         """Return the oldest of the executions that are over, as many as there are beyond the limit."""
         return heapq.nsmallest(len(self.settled) - limit, self.settled.values(), key=lambda one: one.procedure_id)
@@ -174,7 +191,7 @@ class Cache:
         for target in [target for target, one in self.serving.items() if one.uid == uid]:
             del self.serving[target]
         self._unshare(uid)
-        if execution is None or not self.has_pod(uid):
+        if execution is None or not self.has_rest(uid):
             self.forget_leftover(uid)
         else:
             self.leftovers[uid] = _build_hold(execution)
@@ -194,7 +211,7 @@ class Cache:
         leftovers = (
             Leftover(uid, hold.procedure_id, subarray)
             for uid, hold in self.leftovers.items()
-            if hold.subarrays is None or subarray in hold.subarrays
+            if self.has_pod(uid) and (hold.subarrays is None or subarray in hold.subarrays)
         )
         return build_lock_table(self.list_sharing((subarray,)), leftovers)
 
@@ -225,12 +242,20 @@ class Cache:
             if is_past or known.pod.version > pod.version:
                 return None
         if uid not in self.executions and uid not in self.leftovers:
-            if is_gone or pod.is_over:
+            if is_gone or pod.is_finished:
+                self._note_rest(uid, pod, is_gone=is_gone)
                 return None  # As it should be.
             if uid not in self.settled:
                 self.leftovers[uid] = _guess_hold(pod)
         self._sightings[uid] = Sighting(pod, is_gone)
         return uid
+
+    def _note_rest(self, uid: str, pod: PodFacts, *, is_gone: bool) -> None:
+        """Remember the end of a Pod whose execution is not known yet: it may be told of next, and say nothing of its end."""
+        if is_gone or uid in self.settled:
+            self._sightings.pop(uid, None)
+        else:
+            self._sightings[uid] = Sighting(pod)
 
     def list_pods(self) -> dict[str, str]:
         """Return the executions whose Pod is there, by the Pod's uid."""
@@ -238,7 +263,9 @@ class Cache:
 
     def mark_pod_gone(self, uid: str) -> None:
         """Note that an execution's Pod is not there any more, with what was seen of it last."""
-        if known := self._sightings.get(uid):
+        if uid not in self.executions and uid not in self.leftovers:
+            self._sightings.pop(uid, None)
+        elif known := self._sightings.get(uid):
             self._sightings[uid] = replace(known, is_gone=True)
 
     def put_refusal(self, uid: str, message: str, *, is_final: bool) -> None:

@@ -15,6 +15,7 @@ from urllib.parse import urlencode
 import aiohttp
 import orjson
 
+from oet_crds.names import OPERATOR_MANAGER
 from oet_operator.kube.errors import ApiUnavailableError, build_error
 from oet_operator.kube.paths import find_resource
 
@@ -31,6 +32,9 @@ CREDENTIALS_SECONDS = 60.0
 
 PAGE_SIZE = 100
 """Objects in one answer: a list of 5,000 executions would be 20 MB at once."""
+
+_MANAGED = {verb: {"fieldManager": OPERATOR_MANAGER} for verb in ("POST", "PUT", "PATCH")}
+"""Whose the fields are that a write sets."""
 
 _MERGE_PATCH = "application/merge-patch+json"
 
@@ -103,7 +107,8 @@ class KubeClient:
         all_headers = {"Content-Type": "application/json", **self._get_headers(), **(headers or {})}
         status, begun = 0, time.monotonic()
         try:
-            async with self._session.request(verb, self._server + path, data=data, headers=all_headers) as response:
+            url, query = self._server + path, _MANAGED.get(verb)
+            async with self._session.request(verb, url, params=query, data=data, headers=all_headers) as response:
                 answer = _parse(await response.read())
                 status = response.status
         except (aiohttp.ClientError, TimeoutError, OSError) as error:

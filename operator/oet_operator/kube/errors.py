@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from http import HTTPStatus
 
-__all__ = ["ApiConflictError", "ApiError", "ApiMissingError", "ApiRefusedError", "ApiUnavailableError", "build_error"]
+__all__ = [
+    "ApiConflictError",
+    "ApiError",
+    "ApiMissingError",
+    "ApiRefusedError",
+    "ApiTooLargeError",
+    "ApiUnavailableError",
+    "build_error",
+]
 
 
 class ApiError(Exception):
@@ -33,6 +41,10 @@ class ApiRefusedError(ApiError):
     """The same request will be refused again: what was asked for is wrong, or not allowed."""
 
 
+class ApiTooLargeError(ApiRefusedError):
+    """The object, as the request would make it, does not fit into the API server's store."""
+
+
 class ApiUnavailableError(ApiError):
     """No answer, or none that means anything: the same request may succeed later."""
 
@@ -43,14 +55,19 @@ _TYPES: dict[int, type[ApiError]] = {
     HTTPStatus.CONFLICT: ApiConflictError,
     HTTPStatus.BAD_REQUEST: ApiRefusedError,
     HTTPStatus.FORBIDDEN: ApiRefusedError,
-    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ApiRefusedError,
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: ApiTooLargeError,
     HTTPStatus.UNPROCESSABLE_ENTITY: ApiRefusedError,
 }
 """401 is not among them: a token that ran out is replaced by the kubelet."""
+
+_TOO_LARGE_WORDS = ("request is too large", "trying to send message larger than max")
+"""What etcd says, and the API server's own connection to it: both come as an internal error."""
 
 
 def build_error(status: int, answer: object) -> ApiError:
     """Build the error for an answer of the API server, which is a Kubernetes Status where the server itself wrote it."""
     fields = answer if isinstance(answer, dict) else {}
     reason, message = str(fields.get("reason") or ""), str(fields.get("message") or f"HTTP status {status}")
+    if status == HTTPStatus.INTERNAL_SERVER_ERROR and any(words in message for words in _TOO_LARGE_WORDS):
+        return ApiTooLargeError(status, reason, message)
     return _TYPES.get(status, ApiUnavailableError)(status, reason, message)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from oet_crds.execution import ScriptExecution, ScriptExecutionSpec
 from oet_crds.git import GIT_VARIABLES
 from oet_crds.names import (
     CONFIG_MAP_FOLDER,
+    DEFAULT_CONTAINER_ANNOTATION,
     EXECUTION_NAME_ANNOTATION,
     EXECUTION_UID_LABEL,
     GROUP,
@@ -36,8 +36,8 @@ from oet_crds.names import (
 from oet_crds.settings import GitSettings, KubernetesSettings
 from oet_crds.specs import compute_subarray
 from oet_crds.states import DesiredState, Mode
-from oet_operator.core.decide import BACKSTOP_SECONDS
 from oet_operator.kube.paths import API_VERSION
+from oet_operator.kube.verdicts import compute_pod_grace
 
 __all__ = ["Templates", "build_git_environ", "build_pod", "merge"]
 
@@ -56,6 +56,9 @@ TOKEN_SECONDS = 3600
 
 _KEYS = {"env": "name", "volumes": "name", "containers": "name", "initContainers": "name", "volumeMounts": "mountPath"}
 """Lists whose items have a name: they are merged by it, as `kubectl apply` does. Other lists are appended to."""
+
+_RESTARTS = ("restartPolicy", "restartPolicyRules")
+"""What would have a node run the container of the script again."""
 
 _NOTES = ("labels", "annotations")
 
@@ -125,6 +128,8 @@ def build_pod(
     fixed = pod["spec"]
     script = _find(spec["containers"])
     script.update(command=_find(fixed["containers"])["command"])
+    for name in _RESTARTS:
+        script.pop(name, None)
     script["env"] = _merge_lists(list(script.get("env") or []), _build_env(execution, settings, environ or {}), "name")
     for name in (
         "restartPolicy",
@@ -185,7 +190,7 @@ def _build_base(execution: ScriptExecution, settings: KubernetesSettings) -> Wir
         "serviceAccountName": settings.service_account,
         "automountServiceAccountToken": True,
         "enableServiceLinks": False,
-        "terminationGracePeriodSeconds": math.ceil(execution.spec.stop.grace_period_seconds + BACKSTOP_SECONDS),
+        "terminationGracePeriodSeconds": compute_pod_grace(execution),
         "securityContext": {
             "runAsNonRoot": True,
             "runAsUser": USER_ID,
@@ -224,6 +229,8 @@ def _build_metadata(execution: ScriptExecution) -> Wire:
         "name": execution.metadata.name,
         "uid": execution.uid,
         "controller": True,
+        # So that a deletion in the foreground waits for the script.
+        "blockOwnerDeletion": True,
     }
     labels = {
         MANAGED_LABEL: MANAGED_VALUE,
@@ -236,7 +243,11 @@ def _build_metadata(execution: ScriptExecution) -> Wire:
         "name": execution.status.pod_name,
         "namespace": execution.metadata.namespace,
         "labels": labels,
-        "annotations": {EXECUTION_NAME_ANNOTATION: execution.metadata.name},
+        # Others may put containers before the script's: `kubectl logs` and `kubectl exec` mean this one.
+        "annotations": {
+            EXECUTION_NAME_ANNOTATION: execution.metadata.name,
+            DEFAULT_CONTAINER_ANNOTATION: SCRIPT_CONTAINER,
+        },
         "ownerReferences": [owner],
     }
 

@@ -30,11 +30,13 @@ class Container:
         reason: Kubernetes' word, for example `OOMKilled` or `ImagePullBackOff`.
         message: Its text; may be empty.
         exit_code: None while it has not ended.
+        finished: When it ended, by its node's clock; None: it has not, or the node does not say.
     """
 
     reason: str = ""
     message: str = ""
     exit_code: int | None = None
+    finished: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,14 +53,18 @@ class PodFacts:
         subarray: The subarray that it locks; `NO_SUBARRAY`: none; empty: not known.
         created: When it was created.
         deleted: When it is to be gone, grace period included; None: nobody deletes it.
+        deletion_grace_seconds: The grace period that whoever deletes it gives it; None: nobody deletes it.
         is_finished: Its phase is Succeeded or Failed.
         reason: Why, of the Pod as a whole, for example `Evicted`; may be empty.
         message: The same in words; may be empty.
         is_scheduled: It has a node.
         unschedulable: The scheduler's complaint; empty when there is none.
         disruption: Why the cluster ends it, for example `DeletionByPodGC`; empty: it does not.
+        disruption_message: The same in words; may be empty.
+        is_running: The script's container runs, as far as its node said.
         ended: How the script's container ended; None: it has not, as far as the node said.
-        waiting: What keeps the container, or the one that prepares it, from starting; None: nothing but the usual.
+        waiting: What keeps the script's container, or one before it, from starting; None: nothing but the usual.
+        active_deadline_seconds: How long its node lets it run; None: as long as it does.
     """
 
     name: str
@@ -70,19 +76,28 @@ class PodFacts:
     procedure_id: int = 0
     subarray: str = ""
     deleted: datetime | None = None
+    deletion_grace_seconds: float | None = None
     is_finished: bool = False
     reason: str = ""
     message: str = ""
     is_scheduled: bool = False
     unschedulable: str = ""
     disruption: str = ""
+    disruption_message: str = ""
+    is_running: bool = False
     ended: Container | None = None
     waiting: Container | None = None
+    active_deadline_seconds: float | None = None
 
     @property
     def is_over(self) -> bool:
-        """Tell whether its node, or who gave the node up, says that nothing of it runs."""
+        """Tell whether its node, or who gave the node up, says that nothing of the script runs."""
         return self.ended is not None or self.is_finished
+
+    @property
+    def is_lingering(self) -> bool:
+        """Tell whether it goes on after its script's container, for what others have put beside it."""
+        return self.ended is not None and not self.is_finished
 
 
 def parse_time(text: object) -> datetime | None:
@@ -110,6 +125,7 @@ def parse_pod(pod: Mapping[str, Any]) -> PodFacts:
     metadata, status = _mapping(pod.get("metadata")), _mapping(pod.get("status"))
     labels, annotations = _mapping(metadata.get("labels")), _mapping(metadata.get("annotations"))
     number = _text(labels, PROCEDURE_LABEL)
+    spec = _mapping(pod.get("spec"))
     conditions = {_text(one, "type"): one for one in _list(status.get("conditions"))}
     scheduled = conditions.get("PodScheduled", {})
     disruption = conditions.get("DisruptionTarget", {})
@@ -123,42 +139,64 @@ def parse_pod(pod: Mapping[str, Any]) -> PodFacts:
         subarray=_text(labels, SUBARRAY_LABEL),
         created=parse_time(metadata.get("creationTimestamp")) or _FIRST,
         deleted=parse_time(metadata["deletionTimestamp"]) if metadata.get("deletionTimestamp") else None,
+        deletion_grace_seconds=_number(metadata.get("deletionGracePeriodSeconds")),
         is_finished=status.get("phase") in _FINISHED_PHASES,
         reason=_text(status, "reason"),
         message=_text(status, "message"),
-        is_scheduled=bool(_mapping(pod.get("spec")).get("nodeName")),
+        is_scheduled=bool(spec.get("nodeName")),
         unschedulable=_text(scheduled, "message") if scheduled.get("reason") == Reason.UNSCHEDULABLE else "",
         disruption=_text(disruption, "reason") if disruption.get("status") == "True" else "",
-        ended=_find_end(status),
+        disruption_message=_text(disruption, "message") if disruption.get("status") == "True" else "",
+        is_running="running" in _find_script(status),
+        ended=_find_end(spec, status),
         waiting=_find_waiting(status),
+        active_deadline_seconds=_number(spec.get("activeDeadlineSeconds")),
     )
 
 
-def _find_end(status: Mapping[str, Any]) -> Container | None:
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, int) else None
+
+
+def _find_script(status: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return the state of the script's container, wherever others were put into the list; empty: none is told."""
+    containers = _list(status.get("containerStatuses"))
+    return next((_mapping(one.get("state")) for one in containers if one.get("name") == SCRIPT_CONTAINER), {})
+
+
+def _find_end(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Container | None:
     """Return how the script's container ended, or an init container without which it never starts; None: neither did."""
-    for container in _list(status.get("containerStatuses")):
-        ended = _mapping(_mapping(container.get("state")).get("terminated"))
-        if ended and container.get("name") == SCRIPT_CONTAINER:
-            return _build_end(ended)
+    script = _find_script(status)
+    if ended := _mapping(script.get("terminated")):
+        return _build_end(ended)
+    if "running" in script or status.get("phase") not in _FINISHED_PHASES:
+        return None
+    # Those that are restarted always run beside the script, so that their end says nothing of it.
+    beside = {one.get("name") for one in _list(spec.get("initContainers")) if one.get("restartPolicy") == "Always"}
     for container in _list(status.get("initContainerStatuses")):
         ended = _mapping(_mapping(container.get("state")).get("terminated"))
-        if ended and ended.get("exitCode") and status.get("phase") in _FINISHED_PHASES:
+        if ended.get("exitCode") and container.get("name") not in beside:
             return _build_end(ended)
     return None
 
 
 def _build_end(ended: Mapping[str, Any]) -> Container:
     code = ended.get("exitCode")
-    return Container(_text(ended, "reason"), _text(ended, "message"), code if isinstance(code, int) else -1)
+    finished = parse_time(ended.get("finishedAt"))
+    return Container(_text(ended, "reason"), _text(ended, "message"), code if isinstance(code, int) else -1, finished)
 
 
 _USUAL_WAITS = ("", "ContainerCreating", "PodInitializing")
 
 
 def _find_waiting(status: Mapping[str, Any]) -> Container | None:
-    for group in ("containerStatuses", "initContainerStatuses"):
-        for container in _list(status.get(group)):
-            waiting = _mapping(_mapping(container.get("state")).get("waiting"))
-            if (reason := _text(waiting, "reason")) not in _USUAL_WAITS:
-                return Container(reason, _text(waiting, "message"))
+    """Return what the script's container waits for; what a container beside it waits for does not keep it from starting."""
+    script = _find_script(status)
+    if "running" in script or "terminated" in script:
+        return None
+    before = (_mapping(one.get("state")) for one in _list(status.get("initContainerStatuses")))
+    for state in (script, *before):
+        waiting = _mapping(state.get("waiting"))
+        if (reason := _text(waiting, "reason")) not in _USUAL_WAITS:
+            return Container(reason, _text(waiting, "message"))
     return None

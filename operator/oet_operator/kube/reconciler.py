@@ -26,7 +26,7 @@ from oet_crds.names import KIND, SCRIPTS_FOLDER
 from oet_crds.reasons import Reason
 from oet_crds.settings import Settings
 from oet_crds.specs import compute_subarray
-from oet_crds.states import ConditionType, Purpose, State, is_final
+from oet_crds.states import ConditionType, DesiredState, Purpose, State, is_final
 from oet_operator.core.aborts import (
     REARM_SECONDS,
     AbortView,
@@ -51,12 +51,26 @@ from oet_operator.core.locks import is_holding, wants_grant
 from oet_operator.core.snapshot import Snapshot
 from oet_operator.kube.cache import Cache
 from oet_operator.kube.client import KubeClient
-from oet_operator.kube.errors import ApiConflictError, ApiError, ApiMissingError, ApiRefusedError
+from oet_operator.kube.errors import (
+    ApiConflictError,
+    ApiError,
+    ApiMissingError,
+    ApiRefusedError,
+    ApiTooLargeError,
+)
 from oet_operator.kube.ids import ProcedureIds
 from oet_operator.kube.paths import API_VERSION, Paths
 from oet_operator.kube.pod_builder import Templates, build_git_environ, build_pod, merge
 from oet_operator.kube.pod_facts import PodFacts
-from oet_operator.kube.verdicts import compute_patience, observe_runner
+from oet_operator.kube.sizes import iter_shorter
+from oet_operator.kube.verdicts import (
+    NODE_PATIENCE_SECONDS,
+    compute_linger,
+    compute_patience,
+    compute_pod_grace,
+    has_claim,
+    observe_runner,
+)
 from oet_operator.kube.work_queue import WorkQueue
 
 __all__ = ["COALESCE_SECONDS", "Observer", "Reconciler", "build_status_patch", "is_urgent"]
@@ -75,6 +89,9 @@ QUOTA_RETRY_SECONDS = 5.0
 
 MISSING_RETRY_SECONDS = 0.1
 """What the API server does not find any more is forgotten when the watch tells of it, some 10 ms later."""
+
+PAST_SECONDS = 1
+"""`activeDeadlineSeconds` with which a Pod ends whose script has: the least that Kubernetes takes."""
 
 COALESCE_SECONDS = 0.3
 """What a runner reported is copied into the status this late at most: the states of a preparation follow each other within
@@ -96,6 +113,11 @@ def build_status_patch(before: ScriptExecutionStatus, after: ScriptExecutionStat
     old, new = {} if before.procedure_id is None else before.to_wire(), after.to_wire()
     names = (old.keys() | new.keys()) - {"runner"}
     return {name: new.get(name) for name in sorted(names) if old.get(name) != new.get(name)}
+
+
+def _build_past_deadline(pod: PodFacts) -> dict[str, Any]:
+    """Build the patch with which a Pod has lived long enough: its node ends all its containers, and keeps their logs. Pure."""
+    return {"metadata": {"uid": pod.uid}, "spec": {"activeDeadlineSeconds": PAST_SECONDS}}
 
 
 class Observer(Protocol):
@@ -221,7 +243,7 @@ class Reconciler:
 
     async def reconcile(self, uid: str) -> None:
         """Look at one execution and do what is due. Raises ApiError; trying again is always safe."""
-        if uid in self.cache.settled and self.cache.has_pod(uid):
+        if uid in self.cache.settled and self.cache.has_rest(uid):
             await self._revive(uid)
         execution = self.cache.executions.get(uid)
         if execution is None:
@@ -249,6 +271,8 @@ class Reconciler:
             self.queue.add_after(uid, wait)
         else:
             stored = await self._write_status(stored, plan.status)
+            if uid not in self.cache.executions:
+                return  # It was set aside, or is gone.
             for action in plan.actions:
                 await self._apply(stored, action)
         for seconds in (plan.requeue_after_seconds, None if stored.is_finished else again):
@@ -301,6 +325,11 @@ class Reconciler:
             raise
         except ApiMissingError:
             return stored  # It is being removed: the watch will tell.
+        except ApiTooLargeError as error:
+            shorter = await self._write_less(stored, after, path)
+            if shorter is None:
+                return await self._set_aside(stored, after, error)
+            wire = shorter
         self.cache.put_execution(wire)
         execution = self.cache.executions.get(stored.uid) or parse_execution(wire)
         self._observer.on_change(execution, stored.status)
@@ -308,6 +337,40 @@ class Reconciler:
         if execution.is_finished or "grant" in changes:  # Also when it lets go of what it held although it is finished.
             self._wake_waiting(compute_subarray(execution.spec))
         return execution
+
+    async def _write_less(
+        self, stored: ScriptExecution, after: ScriptExecutionStatus, path: str
+    ) -> dict[str, Any] | None:
+        """Write as much of a status as fits; return the object as it is then, None if nothing does. Raises ApiError."""
+        metadata = {"resourceVersion": stored.metadata.resource_version}
+        for shorter in iter_shorter(stored, after):
+            try:
+                body = {"metadata": metadata, "status": build_status_patch(stored.status, shorter)}
+                return await self._client.patch(path, body)
+            except ApiTooLargeError:
+                continue
+        return None
+
+    async def _set_aside(
+        self, stored: ScriptExecution, after: ScriptExecutionStatus, error: ApiTooLargeError
+    ) -> ScriptExecution:
+        """Tell in an Event alone that an execution was not begun; once its stop is asked for it goes.
+
+        Raises:
+            ApiTooLargeError: A runner has taken it: what it says next may fit.
+        """
+        if has_claim(stored):
+            raise error
+        ended = next(iter_shorter(stored, after))
+        self._observer.on_change(stored.model_copy(update={"status": ended}), stored.status)
+        _log.error("execution %s is set aside, its status cannot be written: %s", stored.metadata.name, error)
+        if (pod := self.cache.get_sighting(stored.uid).pod) is not None:
+            await self._delete(self._paths.pod(pod.name), {"uid": pod.uid})
+        self.cache.set_aside(stored.uid)
+        if stored.spec.desired_state is DesiredState.STOPPED:
+            # Nothing else can tell that it has ended.
+            await self._delete(self._paths.execution(stored.metadata.name), {"uid": stored.uid})
+        return stored
 
     async def _apply_history_limit(self) -> None:
         """Delete the oldest executions that are over, beyond the limit. Raises ApiError."""
@@ -369,6 +432,9 @@ class Reconciler:
 
     async def _delete_pod(self, execution: ScriptExecution, grace_seconds: float) -> None:
         pod = self.cache.get_sighting(execution.uid).pod
+        if pod is not None and pod.is_lingering:
+            await self._end_rest(execution, pod)
+            return
         end = execution.status.runner.exit if execution.status.runner else None
         # It ends by itself, when the timeline has all or after a time, and is kept for its log.
         own_seconds = BACKSTOP_SECONDS + (DELIVERY_SECONDS if self._settings.kubernetes.timeline_url else 0.0)
@@ -381,6 +447,30 @@ class Reconciler:
             return
         # Never 0: that would remove the object while the processes may still run.
         await self._delete(self._paths.pod(pod.name), {"uid": pod.uid}, max(1, math.ceil(grace_seconds)))
+
+    async def _end_rest(self, execution: ScriptExecution, pod: PodFacts) -> None:
+        """Have the node end what others have put beside a script that has ended; the Pod stays for its log."""
+        if pod.deleted is not None:
+            return  # Its node is at it.
+        now = datetime.now(UTC)
+        if (left := compute_linger(pod, now)) > 0:
+            self.queue.add_after(execution.uid, left)
+            return
+        patience = compute_pod_grace(execution) + NODE_PATIENCE_SECONDS
+        if left > -patience and pod.active_deadline_seconds != PAST_SECONDS:
+            try:
+                await self._client.patch(self._paths.pod(pod.name), _build_past_deadline(pod))
+            except (ApiMissingError, ApiConflictError):
+                return  # It is gone, or has changed, of which the watch tells.
+            except ApiRefusedError as error:
+                _log.warning("Pod %s is deleted with its log, since it cannot be ended: %s", pod.name, error)
+            else:
+                self.queue.add_after(execution.uid, patience)
+                return
+        elif left > -patience:
+            self.queue.add_after(execution.uid, patience + left)
+            return
+        await self._delete(self._paths.pod(pod.name), {"uid": pod.uid})
 
     async def _delete(self, path: str, preconditions: dict[str, str], grace_seconds: int | None = None) -> None:
         options: dict[str, Any] = {"preconditions": preconditions, "propagationPolicy": "Background"}
@@ -407,7 +497,9 @@ class Reconciler:
         assert sighting.pod is not None
         deleted = sighting.pod.deleted
         left = math.inf if deleted is None else compute_patience(deleted, datetime.now(UTC))
-        if sighting.is_gone or sighting.pod.is_over or left <= 0:
+        if sighting.pod.is_over:
+            self._wake_waiting()
+        if sighting.is_gone or sighting.pod.is_finished or left <= 0:
             self.cache.forget_leftover(uid)
             self._wake_waiting()
         elif deleted is not None:

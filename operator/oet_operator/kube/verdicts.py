@@ -7,20 +7,41 @@ said to have failed by anybody else may still run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
+from oet_crds.ends import is_unexplained
 from oet_crds.execution import ScriptExecution
 from oet_crds.reasons import Reason
 from oet_crds.settings import KubernetesSettings
 from oet_crds.states import DesiredState, Mode
+from oet_operator.core.decide import BACKSTOP_SECONDS
 from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.kube.pod_facts import Container, PodFacts
 
-__all__ = ["NODE_PATIENCE_SECONDS", "Sighting", "compute_patience", "has_claim", "observe_runner"]
+__all__ = [
+    "LINGER_SECONDS",
+    "NODE_PATIENCE_SECONDS",
+    "WORD_SECONDS",
+    "Sighting",
+    "compute_linger",
+    "compute_patience",
+    "compute_pod_grace",
+    "has_claim",
+    "observe_runner",
+]
 
 NODE_PATIENCE_SECONDS = 30.0
 """How long after the end of its grace period a deleted Pod may still be there: a kubelet that lives needs two seconds."""
+
+WORD_SECONDS = 5.0
+"""How long a node may take to say why it has ended a container: the kubelet tells of an eviction, a shutdown or a deadline one to
+two seconds after it, when all containers of the Pod have ended."""
+
+LINGER_SECONDS = 5.0
+"""How long the other containers of a Pod may go on after the script's. Those that notice by themselves need two seconds, and the
+kubelet ends native sidecars on its own."""
 
 _PULL_REASONS = ("ErrImagePull", "ImagePullBackOff", "RegistryUnavailable", "SignatureValidationFailed")
 _HOPELESS_REASONS = ("InvalidImageName", "ErrImageNeverPull")
@@ -28,6 +49,7 @@ _NO_REHEARSALS = (
     "nothing keeps rehearsals away from the telescope in this deployment: where the cluster enforces network policies, set "
     "rehearsal.enabled in the chart's values (without the chart: a policy of your own, and [kubernetes] rehearsals)"
 )
+_NOT_STARTED = "its container was not started: is an image still being pulled, or a volume missing?"
 _SIGNAL_BASE = 128
 """A container that signal n ended has the exit code 128 + n, as in a shell."""
 
@@ -39,19 +61,33 @@ class Sighting:
     Attributes:
         pod: As last seen; None: it was never seen.
         is_gone: It was deleted since.
-        refusal: Why the API server refused to create it; empty: it did not.
+        refusal: Why there is none: the API server refused it, or it is not even asked for one; empty: neither.
         is_refusal_final: Trying again cannot help.
+        refusal_reason: The same in one word.
     """
 
     pod: PodFacts | None = None
     is_gone: bool = False
     refusal: str = ""
     is_refusal_final: bool = False
+    refusal_reason: Reason = Reason.POD_REJECTED
 
 
 def compute_patience(deleted: datetime, now: datetime) -> float:
     """Return for how many seconds more the end of a Pod is waited for that was to be gone at `deleted`. Pure."""
     return (deleted + timedelta(seconds=NODE_PATIENCE_SECONDS) - now).total_seconds()
+
+
+def compute_pod_grace(execution: ScriptExecution) -> int:
+    """Return the grace period of an execution's Pod, in seconds: its runner's own, and time for the report. Pure."""
+    return math.ceil(execution.spec.stop.grace_period_seconds + BACKSTOP_SECONDS)
+
+
+def compute_linger(pod: PodFacts, now: datetime) -> float:
+    """Return for how many seconds more a Pod may go on without its script; not above 0: it has to end. Pure."""
+    if pod.ended is None or pod.ended.finished is None:
+        return 0.0
+    return (pod.ended.finished + timedelta(seconds=LINGER_SECONDS) - now).total_seconds()
 
 
 def has_claim(execution: ScriptExecution) -> bool:
@@ -74,19 +110,22 @@ def observe_runner(
     if sighting.is_gone:
         return _observe_vanished(execution, sighting.pod), None
     if sighting.pod.ended is not None or sighting.pod.is_finished:
-        return _observe_ended(execution, sighting.pod), None
+        left = _compute_wait_for_phase(execution, sighting.pod, now)
+        if left > 0:
+            return RunnerObservation(Presence.GONE, awaits_word=True), left
+        return replace(_observe_ended(execution, sighting.pod), is_lingering=sighting.pod.is_lingering), None
     if sighting.pod.deleted is not None:
         return _observe_deleted(execution, sighting.pod, now)
     if has_claim(execution):
-        return RunnerObservation(Presence.ALIVE), None
+        left = _compute_wait_for_end(execution, now)
+        return RunnerObservation(Presence.ALIVE, awaits_word=left > 0), left if left > 0 else None
     return _observe_pending(sighting.pod, settings, now)
 
 
 def _observe_unseen(execution: ScriptExecution, sighting: Sighting) -> tuple[RunnerObservation, float | None]:
-    if sighting.refusal and not sighting.is_refusal_final:
-        return RunnerObservation(Presence.PENDING, Reason.POD_REJECTED, sighting.refusal), None
     if sighting.refusal:
-        return RunnerObservation(Presence.STUCK, Reason.POD_REJECTED, sighting.refusal), None
+        presence = Presence.STUCK if sighting.is_refusal_final else Presence.PENDING
+        return RunnerObservation(presence, sighting.refusal_reason, sighting.refusal), None
     if execution.status.pod_name is None:
         return RunnerObservation(Presence.NONE), None
     if has_claim(execution):
@@ -94,6 +133,28 @@ def _observe_unseen(execution: ScriptExecution, sighting: Sighting) -> tuple[Run
         return RunnerObservation(Presence.LOST, Reason.POD_LOST, message), None
     wants_stop = execution.spec.desired_state is DesiredState.STOPPED
     return RunnerObservation(Presence.GONE if wants_stop else Presence.NONE), None
+
+
+def _compute_wait_for_end(execution: ScriptExecution, now: datetime) -> float:
+    """Return for how many seconds more a node may still be ending a Pod whose runner only knows of a signal."""
+    end = execution.status.runner.exit if execution.status.runner else None
+    if end is None or not is_unexplained(execution):
+        return 0.0
+    until = end.time + timedelta(seconds=compute_pod_grace(execution) + WORD_SECONDS)
+    return (until - now).total_seconds()
+
+
+def _compute_wait_for_phase(execution: ScriptExecution, pod: PodFacts, now: datetime) -> float:
+    """Return for how many seconds more a node may tell why it ended a script.
+
+    It tells the end of a container before it tells the end of the Pod, and why with that only.
+    """
+    is_told = pod.is_finished or pod.deleted is not None or bool(pod.disruption)
+    if is_told or pod.ended is None or pod.ended.finished is None:
+        return 0.0
+    if not has_claim(execution) or not is_unexplained(execution):
+        return 0.0
+    return (pod.ended.finished + timedelta(seconds=WORD_SECONDS) - now).total_seconds()
 
 
 def _observe_vanished(execution: ScriptExecution, pod: PodFacts) -> RunnerObservation:
@@ -116,33 +177,58 @@ def _observe_ended(execution: ScriptExecution, pod: PodFacts) -> RunnerObservati
         # Said to have failed by somebody who is not its node.
         message = f"Pod {pod.name} was given up ({_join(pod.disruption or pod.reason, pod.message)}); its node did not confirm"
         return RunnerObservation(Presence.LOST, Reason.NODE_LOST, message)
-    if pod.ended.reason == "OOMKilled":
+    has_report = execution.status.runner is not None and execution.status.runner.exit is not None
+    # The kubelet gives this reason also when the kernel killed but one process of the container: a report knows more.
+    if pod.ended.reason == "OOMKilled" and not has_report:
         message = f"the kernel ended the script's Pod {pod.name}: it needed more memory than its limit allows"
         return RunnerObservation(Presence.GONE, Reason.OUT_OF_MEMORY, message)
     if pod.reason == Reason.EVICTED or pod.disruption:
-        message = f"Pod {pod.name} was evicted: {_join(pod.reason or pod.disruption, pod.message)}"
+        message = f"Pod {pod.name} was evicted: {_describe_eviction(pod)}"
         return RunnerObservation(Presence.GONE, Reason.EVICTED, message)
+    if pod.reason == Reason.DEADLINE_EXCEEDED:
+        message = f"Pod {pod.name} reached the activeDeadlineSeconds of its podTemplate: {pod.message}"
+        return RunnerObservation(Presence.GONE, Reason.DEADLINE_EXCEEDED, message)
+    if pod.deleted is not None:
+        return RunnerObservation(Presence.GONE, Reason.POD_DELETED, _describe_deletion(execution, pod, has_report))
+    if has_report:
+        return RunnerObservation(Presence.GONE)
     message = (
         f"the supervisor in Pod {pod.name} {_describe_exit(pod.ended)} without a report; nothing of the script is left"
     )
     return RunnerObservation(Presence.GONE, Reason.RUNNER_LOST, message)
 
 
+def _describe_eviction(pod: PodFacts) -> str:
+    return _join(pod.reason or pod.disruption, pod.message or pod.disruption_message)
+
+
+def _describe_deletion(execution: ScriptExecution, pod: PodFacts, has_report: bool) -> str:
+    needed = compute_pod_grace(execution)
+    given = needed if pod.deletion_grace_seconds is None else pod.deletion_grace_seconds
+    if has_report:
+        return f"Pod {pod.name} was deleted, and the script was stopped"
+    assert pod.ended is not None
+    how = f"Pod {pod.name} was deleted, and the script's supervisor {_describe_exit(pod.ended)} before it had reported"
+    short = f" (of the Pod's {needed:g} s the deletion gave it {given:g} s)" if given < needed else ""
+    return f"{how}{short}; nothing of the script is left"
+
+
 def _observe_useless(pod: PodFacts) -> RunnerObservation:
-    """Say why a Pod ended before its runner had taken the execution."""
+    """Say why a Pod ended before its runner had taken the execution. It is kept, as is its log."""
     if pod.reason == Reason.EVICTED or pod.disruption:
-        message = (
-            f"Pod {pod.name} was evicted before the script began: {_join(pod.reason or pod.disruption, pod.message)}"
-        )
-        return RunnerObservation(Presence.STUCK, Reason.EVICTED, message)
+        message = f"Pod {pod.name} was evicted before the script began: {_describe_eviction(pod)}"
+        return RunnerObservation(Presence.GONE, Reason.EVICTED, message)
+    if pod.reason == Reason.DEADLINE_EXCEEDED:
+        message = f"Pod {pod.name} reached the activeDeadlineSeconds of its podTemplate before the script began: {pod.message}"
+        return RunnerObservation(Presence.GONE, Reason.DEADLINE_EXCEEDED, message)
     if pod.ended is None:
         message = f"Pod {pod.name} failed before the script began: {_join(pod.reason, pod.message)}"
-        return RunnerObservation(Presence.STUCK, Reason.POD_START_FAILED, message)
+        return RunnerObservation(Presence.GONE, Reason.POD_START_FAILED, message)
     message = (
         f"the runner in Pod {pod.name} {_describe_exit(pod.ended)} before the script began; "
         f"`kubectl logs {pod.name}` may say more"
     )
-    return RunnerObservation(Presence.STUCK, Reason.POD_START_FAILED, message)
+    return RunnerObservation(Presence.GONE, Reason.POD_START_FAILED, message)
 
 
 def _observe_deleted(
@@ -157,7 +243,7 @@ def _observe_deleted(
         presence = Presence.LOST if has_claim(execution) else Presence.STUCK
         return RunnerObservation(presence, Reason.NODE_LOST, message), None
     if pod.disruption:
-        message = f"Pod {pod.name} was evicted ({pod.disruption}), and the script was stopped"
+        message = f"Pod {pod.name} was evicted ({_describe_eviction(pod)}), and the script was stopped"
         return RunnerObservation(presence, Reason.EVICTED, message), left
     message = f"Pod {pod.name} was deleted, and the script was stopped"
     return RunnerObservation(presence, Reason.POD_DELETED, message), left
@@ -170,7 +256,7 @@ def _observe_pending(
     reason, message, limit = _describe_wait(pod, settings)
     left = limit - (now - pod.created).total_seconds()
     if left <= 0:
-        message = f"{message or 'its container was not started: is an image still being pulled, or a volume missing?'}"
+        message = f"{message or _NOT_STARTED}"
         message += f" ({f'after {limit:g} s; ' if limit else ''}`kubectl describe pod {pod.name}` says more)"
         return RunnerObservation(Presence.STUCK, reason or Reason.POD_START_FAILED, message), None
     return RunnerObservation(Presence.PENDING, reason, message), left
@@ -181,7 +267,7 @@ def _describe_wait(pod: PodFacts, settings: KubernetesSettings) -> tuple[Reason 
     if pod.unschedulable and not pod.is_scheduled:
         return Reason.UNSCHEDULABLE, f"no node takes the Pod: {pod.unschedulable}", settings.pod_start_timeout_seconds
     if pod.waiting is None:
-        return None, "", settings.pod_start_timeout_seconds
+        return None, "" if pod.is_running else _NOT_STARTED, settings.pod_start_timeout_seconds
     text = _join(pod.waiting.reason, pod.waiting.message)
     if pod.waiting.reason in _HOPELESS_REASONS:
         return Reason.IMAGE_PULL_FAILED, f"the image cannot be used: {text}", 0.0
