@@ -1,10 +1,11 @@
 """Landlock: a process gives up rights for good, for itself and all that it starts (landlock(7)).
 
-A process in a domain cannot trace a process outside of it, nor take its memory, environment or descriptors, nor mount or unmount
-anything, nor (from ABI 6 on) signal it; files it can use only as the domain's rules allow. Domains nest, up to 16: each takes away
-more, none gives back. A domain needs `no_new_privs`: setuid programs give no other user's rights in it.
+A process in a domain cannot trace a process outside of it, nor write its memory or take its descriptors, nor mount or unmount
+anything, nor (from ABI 6 on) signal it; files it can use only as the domain's rules allow. Domains nest, up to 16: each takes
+away more, none gives back. A domain needs `no_new_privs`: setuid programs give no other user's rights in it.
 
-What Landlock does not cover: file names and attributes can be read, and modes and times of one's own files be changed, everywhere.
+What Landlock does not cover: file names and attributes can be read, and modes and times of one's own files changed, everywhere;
+UNIX sockets that have a name in a folder can be connected to; and root may read the environment of every process that it sees.
 """
 
 from __future__ import annotations
