@@ -400,7 +400,7 @@ class RunnerStatus(Model):
             validations=[
                 _rule(
                     f"!has(oldSelf.claim) || {_unchanged('confined')}",
-                    "confined is told with the claim: afterwards it is neither changed nor added nor removed",
+                    "confined is told with the claim, and that is never changed, neither added nor removed",
                 ),
             ]
         )

@@ -29,6 +29,7 @@ def attach(pid):
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.ptrace(16, pid, 0, 0) != 0:
         raise OSError(ctypes.get_errno(), "ptrace")
+    os.waitpid(pid, 0)
     libc.ptrace(17, pid, 0, 0)
 
 def take_descriptor(pid):
@@ -74,7 +75,7 @@ def run(server: Server, source: str, *arguments: str) -> list[str]:
     procedure = client.prepare(textwrap.dedent(source), None)
     client.start(procedure, *arguments)
     ended = client.wait_for(procedure, "COMPLETE", "FAILED", "UNKNOWN")
-    events = client.ask("GET", f"/events?procedure={procedure}&kind=log")["events"]
+    events = client.ask("GET", f"/procedures/{procedure}/events?kind=log&limit=1000")
     lines = [event["payload"]["line"] for event in events]
     assert ended["state"] == "COMPLETE", lines
     client.close()
