@@ -12,7 +12,7 @@ import signal
 import sys
 
 from oet_runner.channels import fork_child
-from oet_runner.confinement import cover_folder, drop_rights, forget_working_folder, is_wanted
+from oet_runner.confinement import Hidden, cover_folder, drop_rights, forget_working_folder, is_wanted
 from oet_runner.family import Family, become_subreaper, hide_process
 from oet_runner.mailbox import PipeMailbox, log
 from oet_runner.memory import observe_oom_kills
@@ -20,7 +20,7 @@ from oet_runner.supervisor import Supervisor, catch_signals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Mapping
+    from typing import Callable
 
     from oet_runner.mailbox import Mailbox
 
@@ -61,7 +61,7 @@ def _set_up_process() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _choose_mailbox(options: Options) -> tuple[Callable[[], Mailbox], list[str]]:
+def _choose_mailbox(options: Options) -> tuple[Callable[[], Mailbox], Hidden]:
     """Return what makes the mailbox once the child was forked: a process that has threads must not fork; and what to hide.
 
     Raises:
@@ -70,7 +70,7 @@ def _choose_mailbox(options: Options) -> tuple[Callable[[], Mailbox], list[str]]
     """
     if options.mailbox_fds is not None:
         mailbox = PipeMailbox(*options.mailbox_fds)
-        return lambda: mailbox, [options.hide] if options.hide else []
+        return lambda: mailbox, Hidden(at_load=[options.hide] if options.hide else [])
     from oet_runner.kube_client import observe_api_server  # The local engine's runners have no use for these.
     from oet_runner.kube_mailbox import KubeMailbox
     from oet_runner.poster import observe_timeline_server
@@ -84,7 +84,7 @@ def _choose_mailbox(options: Options) -> tuple[Callable[[], Mailbox], list[str]]
         os.set_blocking(2, False)  # A container's log that nobody reads must not hold the supervisor up.
         return kube_mailbox
 
-    return _start, [server.folder, *([timeline.token_folder] if timeline is not None else [])]
+    return _start, Hidden(at_once=[server.folder, *([timeline.token_folder] if timeline is not None else [])])
 
 
 def _cover(options: Options) -> None:
@@ -96,11 +96,6 @@ def _cover(options: Options) -> None:
         log(f"cannot put an empty folder over {options.cover}: {error}")
         options.hide = options.cover
     drop_rights()
-
-
-def _find_hidden(hidden: list[str], environ: Mapping[str, str]) -> list[str] | None:
-    """Return what is out of the script's reach; None when nothing is to be."""
-    return hidden if is_wanted(environ) else None
 
 
 def _flush_errors() -> None:
@@ -123,7 +118,7 @@ def main() -> int:
     become_subreaper()
     gc.collect()
     gc.freeze()  # What both processes share stays shared: a collection in one would copy the pages.
-    channels = fork_child(_find_hidden(hidden, os.environ))
+    channels = fork_child(hidden if is_wanted(os.environ) else None)
     hide_process()  # The script runs as the same user.
     forget_working_folder(sys.path)
     wakeup_fd = catch_signals()  # First: a stop may come as soon as the driver can see that the runner is there.

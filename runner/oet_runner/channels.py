@@ -10,7 +10,7 @@ from oet_runner.mailbox import Outbox
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Sequence
+    from oet_runner.confinement import Hidden
 
 __all__ = ["Channels", "fork_child"]
 
@@ -40,13 +40,13 @@ class Channels:
             os.set_blocking(fd, False)
 
 
-def fork_child(hidden: Sequence[str] | None) -> Channels:
+def fork_child(hidden: Hidden | None) -> Channels:
     """Fork the script's process; it waits for an assignment.
 
     The caller must have one thread only. In the child this does not return.
 
     Args:
-        hidden: Files and folders that are out of the script's reach, as is the caller; None: nothing is.
+        hidden: What is out of the script's reach, as is the caller; None: nothing is.
     """
     control, child_control = socket.socketpair()
     messages, child_messages = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)

@@ -26,7 +26,9 @@ from oet_runner.verdict import Ending, How, Phase
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any, Callable, NoReturn, Sequence
+    from typing import Any, Callable, NoReturn
+
+    from oet_runner.confinement import Hidden
 
 __all__ = ["run_child"]
 
@@ -119,7 +121,7 @@ class _Stop:
 
 
 def run_child(
-    supervisor_pid: int, control_fd: int, message_fd: int, output_fds: tuple[int, int], hidden: Sequence[str] | None
+    supervisor_pid: int, control_fd: int, message_fd: int, output_fds: tuple[int, int], hidden: Hidden | None
 ) -> NoReturn:
     """Be the script's process, from the fork to the end.
 
@@ -141,7 +143,7 @@ def run_child(
             pubsub_hook.install(message_fd)
             _warm_up()
             control.send([{"isUp": True, "isConfined": is_confined}])
-            status = _Performance(control, stop, message_fd, is_confined=is_confined).run()
+            status = _Performance(control, stop, message_fd, hidden if is_confined else None).run()
         except BaseException:  # noqa: BLE001
             traceback.print_exc()  # A fault of ours: it belongs in the script's output, or the runner's log.
         finally:
@@ -200,10 +202,10 @@ def _warm_up() -> None:
 class _Performance:
     """One run of one script."""
 
-    def __init__(self, control: _Control, stop: _Stop, message_fd: int, *, is_confined: bool) -> None:
+    def __init__(self, control: _Control, stop: _Stop, message_fd: int, hidden: Hidden | None) -> None:
         self._control = control
         self._stop = stop
-        self._is_confined = is_confined
+        self._hidden = hidden
         self._message_fd = message_fd
         self._phase = Phase.START
         self._module: types.ModuleType | None = None
@@ -253,7 +255,7 @@ class _Performance:
         git = script.get("git")
         if git is None:
             self._begin(State.LOADING, Phase.LOAD)
-            self._hide_credentials()
+            self._hide_more()
             return script
         from oet_runner.source import GitSource  # A spare that serves no git script need not have it in its memory.
 
@@ -261,21 +263,22 @@ class _Performance:
         self._begin(*((State.PREP_ENV, Phase.PREPARE) if wants_environment else (State.LOADING, Phase.LOAD)))
         source = GitSource(git)
         source.fetch(lambda commit: self._control.send([{"commit": commit}]))
-        self._hide_credentials()  # Before the first line of the project runs: building its environment may be that.
+        self._hide_more()  # Before the first line of the project runs: building its environment may be that.
         if wants_environment:
             source.enter_environment()
             self._begin(State.LOADING, Phase.LOAD)
         return {"file": {"path": source.find_file()}}
 
-    def _hide_credentials(self) -> None:
-        """Put what git fetches with out of reach. Raises SourceError where that fails: then nothing is run."""
-        folder = os.environ.get(GIT_VARIABLES["credentials_dir"], "")
-        if not self._is_confined or not folder:
+    def _hide_more(self) -> None:
+        """Hide what git fetches with, and what could not be hidden before. Raises SourceError: then nothing is run."""
+        if self._hidden is None:
             return
+        paths = [*self._hidden.at_load, os.environ.get(GIT_VARIABLES["credentials_dir"], "")]
         try:
-            hide_more([folder])
+            if any(paths):
+                hide_more([path for path in paths if path])
         except (OSError, ValueError) as error:
-            raise SourceError(f"git's credentials in {folder} cannot be hidden from the script: {error}") from error
+            raise SourceError(f"{' '.join(paths).strip()} cannot be hidden from the script: {error}") from error
 
     def _begin(self, state: State, phase: Phase) -> None:
         self._report([State.IDLE, state])

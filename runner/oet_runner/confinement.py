@@ -10,13 +10,13 @@ import ctypes
 import os
 
 from oet_crds.mailbox import CONFINEMENT_VARIABLE, Confinement
-from oet_runner.landlock import restrict
+from oet_runner.landlock import check_hidden, restrict
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Mapping, Sequence
 
-__all__ = ["confine", "cover_folder", "drop_rights", "forget_working_folder", "hide_more", "is_wanted"]
+__all__ = ["Hidden", "confine", "cover_folder", "drop_rights", "forget_working_folder", "hide_more", "is_wanted"]
 
 _READ_ONLY_AND_INERT = 1 | 2 | 4 | 8
 """MS_RDONLY, MS_NOSUID, MS_NODEV and MS_NOEXEC of linux/mount.h."""
@@ -27,6 +27,22 @@ _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 _CAPABILITY_VERSION = 0x20080522
 """_LINUX_CAPABILITY_VERSION_3 of linux/capability.h."""
+
+
+class Hidden:
+    """Files and folders that a script cannot open.
+
+    Attributes:
+        at_once: From the beginning of its process on.
+        at_load: From when it is loaded. Until then the folders above can change: what is made there later cannot be opened, and a
+            spare may wait for days.
+    """
+
+    __slots__ = ("at_load", "at_once")
+
+    def __init__(self, at_once: Sequence[str] = (), at_load: Sequence[str] = ()) -> None:
+        self.at_once = at_once
+        self.at_load = at_load
 
 
 def is_wanted(environ: Mapping[str, str]) -> bool:
@@ -68,19 +84,20 @@ def forget_working_folder(path: list[str]) -> None:
         del path[0]
 
 
-def confine(hidden: Sequence[str] | None) -> bool:
+def confine(hidden: Hidden | None) -> bool:
     """Put this process, which must have one thread only, out of reach of all others and of some files.
 
     Args:
-        hidden: Files and folders that it cannot open any more; None: nothing is done.
+        hidden: What it cannot open any more; None: nothing is done.
 
     Returns:
-        Whether all of it is in force.
+        Whether all of it is in force, or will be when `hide_more` is given the rest.
     """
     if hidden is None:
         return False
     try:
-        restrict(hidden=hidden)
+        check_hidden(hidden.at_load)
+        restrict(hidden=hidden.at_once)
     except (OSError, ValueError):
         _confine_at_least()
         return False

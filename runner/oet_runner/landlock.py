@@ -20,7 +20,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Iterable, Iterator
 
-__all__ = ["MIN_ABI", "is_available", "observe_abi", "restrict"]
+__all__ = ["MIN_ABI", "check_hidden", "is_available", "observe_abi", "restrict"]
 
 MIN_ABI = 2
 """Linux 5.19. Before, a domain cannot allow that a file is moved from one folder to another, which scripts do."""
@@ -109,6 +109,12 @@ def restrict(hidden: Iterable[str] = (), read_only: Iterable[str] = ()) -> None:
         _call(_RESTRICT_SELF, ctypes.c_int(fd), ctypes.c_uint32(0))
     finally:
         os.close(fd)
+
+
+def check_hidden(hidden: Iterable[str]) -> None:
+    """Raise as `restrict` would if paths cannot be hidden as things are."""
+    for _ in _find_rules("/", _ALL_OF_ABI_2, _resolve(hidden, 0)):
+        continue
 
 
 def _resolve(paths: Iterable[str], rights: int) -> dict[str, int]:

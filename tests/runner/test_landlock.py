@@ -205,6 +205,17 @@ def test_folder_that_is_hidden_is_out_of_the_scripts_reach(start_runner, tmp_pat
 
 
 @needs_landlock
+def test_script_that_was_made_while_the_runner_waited_can_be_loaded_from_a_folder_above_a_hidden_one(
+    start_runner, tmp_path
+):
+    (tmp_path / "store").mkdir()
+    runner = start_runner(options=["--hide", str(tmp_path / "store")])
+    runner.wait_for(lambda: runner.hello)
+    (tmp_path / "late.py").write_text("def main(): print('late')")
+    assert runner.run({"file": {"path": str(tmp_path / "late.py")}})["outcome"] == "Complete"
+
+
+@needs_landlock
 def test_word_of_a_script_that_it_is_confined_is_not_taken(start_runner):
     runner = start_runner(environ={"OET_CONFINEMENT": "none"})
     runner.run("""
