@@ -6,6 +6,7 @@ import json
 import textwrap
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from oet_support import Client, Server, running_server
@@ -125,3 +126,15 @@ def test_confined_script_does_what_scripts_do(confined: Server) -> None:
         """
     lines = run(confined, source)
     assert lines == ["moved", "moved", "moved", "[2, 4]", "-9", "child"]
+
+
+@needs_landlock
+def test_state_folder_that_scripts_need_stays_open_and_health_says_so(tmp_path: Path) -> None:
+    server = Server(tmp_path, OET_SPARES="1", HOME=str(tmp_path / "state"))
+    server.start()
+    try:
+        lines = run(server, "import os\ndef main(): print('oet.sqlite3' in os.listdir(os.path.expanduser('~')))")
+        assert lines == ["True"]
+        assert read_detail(server).endswith("confined by Landlock, but for the state folder: they need what is in it")
+    finally:
+        server.stop()
