@@ -12,7 +12,7 @@ SCHEMA = Path(__file__).parents[1] / "charts" / "oet" / "values.schema.json"
 
 MADE_BY_THE_CHART = {
     "server": {"host", "port", "entries_port", "namespace", "engine"},
-    "engine": {"state_dir", "spares", "isolation", "scripts_location"},
+    "engine": {"state_dir", "spares", "isolation", "confinement", "scripts_location"},
     "kubernetes": {
         "image",
         "image_pull_policy",

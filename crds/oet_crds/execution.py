@@ -395,6 +395,17 @@ class RunnerExit(Model):
 class RunnerStatus(Model):
     """What the runner saw. Written by the runner alone."""
 
+    model_config = ConfigDict(
+        json_schema_extra=kubernetes_extension(
+            validations=[
+                _rule(
+                    f"!has(oldSelf.claim) || {_unchanged('confined')}",
+                    "confined is told with the claim, and that is never changed, neither added nor removed",
+                ),
+            ]
+        )
+    )
+
     claim: str | None = Field(
         None,
         max_length=64,

@@ -12,7 +12,8 @@ Towards the runner, one JSON object a line, each at most once but for `stop`, wh
 
 From the runner, one JSON object a line::
 
-    {"kind": "hello", "pid": 123, "python": "3.11.7"}       the child interpreter is up; an assignment can come
+    {"kind": "hello", "pid": 123, "python": "3.11.7",       the child interpreter is up; an assignment can come
+     "confined": true}                                        the script cannot take its runner's identity; before it is there
     {"kind": "report", "entries": [<entry>, ...]}            what was seen, in order
     {"kind": "exit", ...}                                     the last line: see `EXIT_FIELDS`
 
@@ -34,7 +35,16 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["DELIVERY_SECONDS", "EXIT_FIELDS", "MAX_LINE_BYTES", "MAX_STACKTRACE_CHARS", "MailKind"]
+__all__ = [
+    "CONFINEMENT_VARIABLE",
+    "DELIVERY_SECONDS",
+    "EXIT_FIELDS",
+    "MAX_LINE_BYTES",
+    "MAX_STACKTRACE_CHARS",
+    "UNCONFINED_DELIVERY_SECONDS",
+    "Confinement",
+    "MailKind",
+]
 
 
 class MailKind(str, Enum):
@@ -50,6 +60,19 @@ class MailKind(str, Enum):
     __str__ = str.__str__
 
 
+class Confinement(str, Enum):
+    """Whether a runner confines its script."""
+
+    AUTO = "auto"
+    """Where the kernel has Landlock."""
+    NONE = "none"
+
+    __str__ = str.__str__
+
+
+CONFINEMENT_VARIABLE = "OET_CONFINEMENT"
+"""Environment variable by which a runner knows which of these is wanted; absent: auto."""
+
 EXIT_FIELDS = ("n", "t", "outcome", "reason", "message", "stacktrace", "exitCode", "signal", "commit")
 
 MAX_LINE_BYTES = 64 * 1024
@@ -61,3 +84,7 @@ MAX_STACKTRACE_CHARS = 32 * 1024
 DELIVERY_SECONDS = 120.0
 """After the script's end was reported, how long a Pod goes on trying to bring the rest to the timeline: longer than a replacement
 of the REST server takes. All of it is in the container's log as well."""
+
+UNCONFINED_DELIVERY_SECONDS = 3.0
+"""The same where the script could have said its end itself: that is believed only once its container has ended, and the subarray
+waits for it. Long enough for a timeline that answers; the container's log has the rest."""

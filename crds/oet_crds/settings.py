@@ -21,6 +21,7 @@ from oet_crds.aborts import ABORT_SCRIPT, parse_abort_script
 from oet_crds.flags import READ_VIA_PUBSUB, parse_flag
 from oet_crds.git import GIT_VARIABLES, PROTOCOLS, GitPolicy, find_problem
 from oet_crds.ini import Entries, Entry, SettingsError, find_settings_files, merge_entries, parse_ini, read_ini
+from oet_crds.mailbox import CONFINEMENT_VARIABLE, Confinement
 from oet_crds.names import DEFAULT_NAMESPACE, SCRIPTS_FOLDER, TIMELINE_URL_VARIABLE
 
 __all__ = [
@@ -202,6 +203,13 @@ class EngineSettings(_Section):
         description="namespace: each script in a PID namespace of its own, where it can neither see nor signal any "
         "process but its own; none: without; auto: namespace where the kernel allows it.",
         json_schema_extra=_env("OET_ISOLATION"),
+    )
+    confinement: str = Field(
+        Confinement.AUTO.value,
+        pattern=f"^({'|'.join(Confinement)})$",
+        description="auto: a script cannot reach its runner, the server or the state folder where the kernel has Landlock (Linux "
+        "5.19; /readyz says whether that is in force), and setuid programs give it no rights; none: without.",
+        json_schema_extra=_env(CONFINEMENT_VARIABLE),
     )
 
 

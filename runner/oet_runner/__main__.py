@@ -1,4 +1,8 @@
-"""Compose the runner: `python -m oet_runner --mailbox-in FD --mailbox-out FD` (equal numbers: a socket), or `--kube`."""
+"""Compose the runner: `python -m oet_runner --mailbox-in FD --mailbox-out FD` (equal numbers: a socket), or `--kube`.
+
+More options beside a mailbox: `--cover FOLDER` puts an empty folder over one, in the runner's own mount namespace;
+`--hide FOLDER` keeps the script alone from it; `--mark TEXT` is for whoever looks for this process.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +12,9 @@ import signal
 import sys
 
 from oet_runner.channels import fork_child
+from oet_runner.confinement import Hidden, cover_folder, drop_rights, forget_working_folder, is_wanted
 from oet_runner.family import Family, become_subreaper, hide_process
-from oet_runner.mailbox import PipeMailbox
+from oet_runner.mailbox import PipeMailbox, log
 from oet_runner.memory import observe_oom_kills
 from oet_runner.supervisor import Supervisor, catch_signals
 
@@ -24,19 +29,33 @@ SIGNAL_BASE = 128
 succeeded, and forgets why it ended it."""
 
 _KUBE = "--kube"
-_USAGE = "usage: python -m oet_runner --mailbox-in FD --mailbox-out FD | --kube"
+_USAGE = "usage: python -m oet_runner --mailbox-in FD --mailbox-out FD [--cover FOLDER | --hide FOLDER] [--mark TEXT] | --kube"
 
 
-def parse_arguments(arguments: list[str]) -> tuple[int, int]:
-    """Return the mailbox's two file descriptors.
+class Options:
+    """What the runner was told to do.
 
-    Raises:
-        ValueError: The arguments are not the two options with a number each.
+    Attributes:
+        mailbox_fds: Descriptors of the mailbox, in and out; None: it is in the API server.
+        cover: Folder to put an empty one over; empty: none.
+        hide: Folder that the script cannot reach; empty: none.
     """
-    values = dict(zip(arguments[::2], arguments[1::2]))
-    if len(arguments) != 4 or set(values) != {"--mailbox-in", "--mailbox-out"}:
-        raise ValueError(_USAGE)
-    return int(values["--mailbox-in"]), int(values["--mailbox-out"])
+
+    def __init__(self, arguments: list[str]) -> None:
+        """Read the command line.
+
+        Raises:
+            ValueError: It is not as `_USAGE` says.
+        """
+        values = dict(zip(arguments[::2], arguments[1::2]))
+        mailbox = {"--mailbox-in", "--mailbox-out"}
+        is_kube = arguments == [_KUBE]
+        is_known = mailbox <= set(values) <= mailbox | {"--cover", "--hide", "--mark"}
+        if not is_kube and (len(arguments) != 2 * len(values) or not is_known):
+            raise ValueError(_USAGE)
+        self.mailbox_fds = None if is_kube else (int(values["--mailbox-in"]), int(values["--mailbox-out"]))
+        self.cover = values.get("--cover", "")
+        self.hide = values.get("--hide", "")
 
 
 def _set_up_process() -> None:
@@ -47,16 +66,16 @@ def _set_up_process() -> None:
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
-def _choose_mailbox(arguments: list[str]) -> Callable[[], Mailbox]:
-    """Return what makes the mailbox once the child was forked: a process that has threads must not fork.
+def _choose_mailbox(options: Options) -> tuple[Callable[[], Mailbox], Hidden]:
+    """Return what makes the mailbox once the child was forked: a process that has threads must not fork; and what to hide.
 
     Raises:
-        ValueError: The arguments or the environment are wrong.
+        ValueError: The environment is wrong.
         OSError: A file descriptor is not open.
     """
-    if arguments != [_KUBE]:
-        mailbox = PipeMailbox(*parse_arguments(arguments))
-        return lambda: mailbox
+    if options.mailbox_fds is not None:
+        mailbox = PipeMailbox(*options.mailbox_fds)
+        return lambda: mailbox, Hidden(at_load=[options.hide] if options.hide else [])
     from oet_runner.kube_client import observe_api_server  # The local engine's runners have no use for these.
     from oet_runner.kube_mailbox import KubeMailbox
     from oet_runner.poster import observe_timeline_server
@@ -67,11 +86,21 @@ def _choose_mailbox(arguments: list[str]) -> Callable[[], Mailbox]:
     def _start() -> Mailbox:
         kube_mailbox = KubeMailbox(server, timeline=timeline)
         kube_mailbox.start()
-        hide_process()  # The script runs as the same user.
         os.set_blocking(2, False)  # A container's log that nobody reads must not hold the supervisor up.
         return kube_mailbox
 
-    return _start
+    return _start, Hidden(at_once=[server.folder, *([timeline.token_folder] if timeline is not None else [])])
+
+
+def _cover(options: Options) -> None:
+    """Put the cover on; where that is refused, the folder is hidden from the script alone."""
+    try:
+        if options.cover:
+            cover_folder(options.cover)
+    except OSError as error:
+        log(f"cannot put an empty folder over {options.cover}: {error}")
+        options.hide = options.cover
+    drop_rights()
 
 
 def _flush_errors() -> None:
@@ -85,14 +114,18 @@ def main() -> int:
     """Run as supervisor until the script has ended; return the exit status."""
     _set_up_process()
     try:
-        start_mailbox = _choose_mailbox(sys.argv[1:])
+        options = Options(sys.argv[1:])
+        _cover(options)
+        start_mailbox, hidden = _choose_mailbox(options)
     except (ValueError, OSError) as error:
         print(f"oet_runner: {error}; {_USAGE}", file=sys.stderr)
         return 2
     become_subreaper()
     gc.collect()
     gc.freeze()  # What both processes share stays shared: a collection in one would copy the pages.
-    channels = fork_child()
+    channels = fork_child(hidden if is_wanted(os.environ) else None)
+    hide_process()  # The script runs as the same user.
+    forget_working_folder(sys.path)
     wakeup_fd = catch_signals()  # First: a stop may come as soon as the driver can see that the runner is there.
     mailbox = start_mailbox()
     supervisor = Supervisor(mailbox, channels, Family(channels.child_pid), wakeup_fd, observe_oom_kills)

@@ -8,6 +8,10 @@ import socket
 from oet_runner.child import run_child
 from oet_runner.mailbox import Outbox
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from oet_runner.confinement import Hidden
+
 __all__ = ["Channels", "fork_child"]
 
 
@@ -36,10 +40,13 @@ class Channels:
             os.set_blocking(fd, False)
 
 
-def fork_child() -> Channels:
+def fork_child(hidden: Hidden | None) -> Channels:
     """Fork the script's process; it waits for an assignment.
 
     The caller must have one thread only. In the child this does not return.
+
+    Args:
+        hidden: What is out of the script's reach, as is the caller; None: nothing is.
     """
     control, child_control = socket.socketpair()
     messages, child_messages = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -48,7 +55,8 @@ def fork_child() -> Channels:
     supervisor_pid = os.getpid()
     pid = os.fork()
     if pid == 0:
-        run_child(supervisor_pid, child_control.detach(), child_messages.detach(), (child_stdout_fd, child_stderr_fd))
+        output_fds = (child_stdout_fd, child_stderr_fd)
+        run_child(supervisor_pid, child_control.detach(), child_messages.detach(), output_fds, hidden)
     for fd in (child_control.detach(), child_messages.detach(), child_stdout_fd, child_stderr_fd):
         os.close(fd)
     channels = Channels(control.detach(), stdout_fd, stderr_fd, messages.detach())

@@ -15,9 +15,11 @@ import time
 import traceback
 import types
 
+from oet_crds.git import GIT_VARIABLES
 from oet_crds.states import State
 from oet_crds.topics import MESSAGE_FD_VARIABLE, MESSAGE_INODE_VARIABLE
 from oet_runner import pubsub_hook
+from oet_runner.confinement import confine, hide_more
 from oet_runner.family import set_parent_death_signal
 from oet_runner.script import ScriptStopped, SourceError, describe_exception, load_module
 from oet_runner.verdict import Ending, How, Phase
@@ -25,6 +27,8 @@ from oet_runner.verdict import Ending, How, Phase
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Callable, NoReturn
+
+    from oet_runner.confinement import Hidden
 
 __all__ = ["run_child"]
 
@@ -116,7 +120,9 @@ class _Stop:
             self._is_open = False
 
 
-def run_child(supervisor_pid: int, control_fd: int, message_fd: int, output_fds: tuple[int, int]) -> NoReturn:
+def run_child(
+    supervisor_pid: int, control_fd: int, message_fd: int, output_fds: tuple[int, int], hidden: Hidden | None
+) -> NoReturn:
     """Be the script's process, from the fork to the end.
 
     Args:
@@ -124,18 +130,20 @@ def run_child(supervisor_pid: int, control_fd: int, message_fd: int, output_fds:
         control_fd: Its end of the control channel.
         message_fd: Where messages go.
         output_fds: What becomes standard output and standard error.
+        hidden: What is out of the script's reach, as is the supervisor; None: nothing is.
     """
     status = _EXIT_FAILED
     try:
         try:
             _set_up_process(supervisor_pid, {control_fd, message_fd}, output_fds)
+            is_confined = confine(hidden)
             control = _Control(control_fd)
             stop = _Stop()
             _set_up_forks(control, stop)
             pubsub_hook.install(message_fd)
             _warm_up()
-            control.send([{"isUp": True}])
-            status = _Performance(control, stop, message_fd).run()
+            control.send([{"isUp": True, "isConfined": is_confined}])
+            status = _Performance(control, stop, message_fd, hidden if is_confined else None).run()
         except BaseException:  # noqa: BLE001
             traceback.print_exc()  # A fault of ours: it belongs in the script's output, or the runner's log.
         finally:
@@ -194,9 +202,10 @@ def _warm_up() -> None:
 class _Performance:
     """One run of one script."""
 
-    def __init__(self, control: _Control, stop: _Stop, message_fd: int) -> None:
+    def __init__(self, control: _Control, stop: _Stop, message_fd: int, hidden: Hidden | None) -> None:
         self._control = control
         self._stop = stop
+        self._hidden = hidden
         self._message_fd = message_fd
         self._phase = Phase.START
         self._module: types.ModuleType | None = None
@@ -246,6 +255,7 @@ class _Performance:
         git = script.get("git")
         if git is None:
             self._begin(State.LOADING, Phase.LOAD)
+            self._hide_more()
             return script
         from oet_runner.source import GitSource  # A spare that serves no git script need not have it in its memory.
 
@@ -253,10 +263,22 @@ class _Performance:
         self._begin(*((State.PREP_ENV, Phase.PREPARE) if wants_environment else (State.LOADING, Phase.LOAD)))
         source = GitSource(git)
         source.fetch(lambda commit: self._control.send([{"commit": commit}]))
+        self._hide_more()  # Before the first line of the project runs: building its environment may be that.
         if wants_environment:
             source.enter_environment()
             self._begin(State.LOADING, Phase.LOAD)
         return {"file": {"path": source.find_file()}}
+
+    def _hide_more(self) -> None:
+        """Hide what git fetches with, and what could not be hidden before. Raises SourceError: then nothing is run."""
+        if self._hidden is None:
+            return
+        paths = [*self._hidden.at_load, os.environ.get(GIT_VARIABLES["credentials_dir"], "")]
+        try:
+            if any(paths):
+                hide_more([path for path in paths if path])
+        except (OSError, ValueError) as error:
+            raise SourceError(f"{' '.join(paths).strip()} cannot be hidden from the script: {error}") from error
 
     def _begin(self, state: State, phase: Phase) -> None:
         self._report([State.IDLE, state])

@@ -12,7 +12,7 @@ import os
 import time
 
 from oet_crds.container_log import build_log_line
-from oet_crds.mailbox import DELIVERY_SECONDS, MailKind
+from oet_crds.mailbox import DELIVERY_SECONDS, UNCONFINED_DELIVERY_SECONDS, MailKind
 from oet_crds.names import RUNNER_MANAGER
 from oet_crds.states import State
 from oet_crds.topics import EntryKind
@@ -88,6 +88,7 @@ class KubeMailbox:
         self._due = 0.0
         self._handed: Request | None = None
         self._has_claim = False
+        self._is_up = False
         self._must_look = False
         self._is_gone = False
         self._others: set[str] = set()
@@ -127,7 +128,10 @@ class KubeMailbox:
         """Take one mail of the supervisor: states and exit for the API server, the rest for the log."""
         content = json.loads(mail)
         kind = content["kind"]
-        if kind == MailKind.EXIT:
+        if kind == MailKind.HELLO:
+            self._is_up = True
+            self._report.is_confined = content["confined"]
+        elif kind == MailKind.EXIT:
             self._report.set_exit(content)
             if self._poster is not None:
                 # The timeline's last word of this runner: it need not wait for more.
@@ -180,7 +184,8 @@ class KubeMailbox:
         if self._poster is None or not self._has_claim or self._is_gone or self._poster.is_empty:
             return False
         if self._delivery_ends is None:
-            self._delivery_ends = now + DELIVERY_SECONDS
+            seconds = DELIVERY_SECONDS if self._report.is_confined else UNCONFINED_DELIVERY_SECONDS
+            self._delivery_ends = now + seconds
         return now < self._delivery_ends
 
     def _has_listener(self) -> bool:
@@ -315,6 +320,9 @@ class KubeMailbox:
                 return None
             body = build_update(execution, self._report, self._known)
             return Request("PATCH", f"{path}/status{_MANAGED}", body, JSON_PATCH, revision)
+        # The claim says whether the script is confined, and what a script could say itself is worth nothing later.
+        if not self._is_up and not self._report.has_exit:
+            return None
         # A runner that is being stopped has nothing to claim for, until it can say how it ended.
         if self.desired.stop_deadline is not None and not self._report.has_exit:
             return None

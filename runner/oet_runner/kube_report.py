@@ -165,10 +165,22 @@ class RunnerReport:
         revision: Counts the changes, from `CLAIM_REVISION`.
         has_exit: The exit is in it.
         has_run: RUNNING is among the states.
+        is_confined: The script cannot take this runner's identity; to be set before the claim.
         last_state: The last state that it tells; None before the first.
     """
 
-    __slots__ = ("_claim", "_commit", "_cuts", "_exit", "_transitions", "has_exit", "has_run", "last_state", "revision")
+    __slots__ = (
+        "_claim",
+        "_commit",
+        "_cuts",
+        "_exit",
+        "_transitions",
+        "has_exit",
+        "has_run",
+        "is_confined",
+        "last_state",
+        "revision",
+    )
 
     def __init__(self, claim: str) -> None:
         self._claim = claim
@@ -177,6 +189,7 @@ class RunnerReport:
         self._exit: dict[str, Any] = {}
         self._cuts = 0
         self.revision = CLAIM_REVISION
+        self.is_confined = False
         self.has_exit = False
         self.has_run = False
         self.last_state: State | None = None
@@ -216,6 +229,8 @@ class RunnerReport:
     def build(self) -> dict[str, Any]:
         """Return the whole of `status.runner`."""
         runner: dict[str, Any] = {"claim": self._claim}
+        if self.is_confined:
+            runner["confined"] = True
         if self._transitions:
             runner["transitions"] = list(self._transitions)
         if self._commit:

@@ -73,6 +73,7 @@ class Listener:
 
     Attributes:
         is_up: The script's process waits for an assignment, or had one.
+        is_confined: It can reach neither this process nor what is hidden from it. Said before it has a script.
         ending: What it said of its end; None before.
         commit: The commit that it fetched; None before, and for scripts that are not from git.
         hold_until: Until when (monotonic seconds) a report may wait for what comes next; 0 when it may not.
@@ -89,6 +90,7 @@ class Listener:
         self._state = State.CREATING
         self._has_run = False
         self.is_up = False
+        self.is_confined = False
         self.ending: Ending | None = None
         self.commit: str | None = None
         self.hold_until = 0.0
@@ -181,6 +183,8 @@ class Listener:
             elif "ending" in record:
                 self.ending = self.ending or parse_ending(record["ending"])
             elif record.get("isUp") is True:
+                # Only the first time: what comes later may be a script's words.
+                self.is_confined = self.is_confined if self.is_up else record.get("isConfined") is True
                 self.is_up = True
             elif is_commit(record.get("commit")):
                 self.commit = self.commit or record["commit"]

@@ -7,6 +7,7 @@ wait for it: the supervisor's loop only adds to a backlog.
 from __future__ import annotations
 
 import json
+import posixpath
 import threading
 import time
 
@@ -64,6 +65,11 @@ class TimelineServer:
         self.ca_file = ca_file
         self.path = slash + path + ENTRIES_PATH
         self._token_file = token_file
+
+    @property
+    def token_folder(self) -> str:
+        """Where the token is."""
+        return posixpath.dirname(self._token_file)
 
     def observe_token(self) -> str:
         """Return the token, read again: the kubelet replaces it long before it runs out. Empty where there is none."""

@@ -158,16 +158,18 @@ class Supervisor:
         self._channels.to_child.flush()
         self._mailbox.flush()
         self._spool.is_held = self._mailbox.is_full()
-        if self._listener.is_up and not self._has_said_hello:
-            self._has_said_hello = True
-            version = ".".join(map(str, sys.version_info[:3]))
-            self._mailbox.send(encode({"kind": MailKind.HELLO, "pid": self._family.child_pid, "python": version}))
         if self._listener.hold_until > time.monotonic():
             return
         if self._mailbox.sends_states_apart:
             self._send_entries(self._spool.take_states())
         while self._spool and not self._mailbox.has_unsent():
             self._send_entries(self._spool.take_batch())
+
+    def _say_hello(self) -> None:
+        self._has_said_hello = True
+        version = ".".join(map(str, sys.version_info[:3]))
+        hello = {"kind": MailKind.HELLO, "pid": self._family.child_pid, "python": version}
+        self._mailbox.send(encode({**hello, "confined": self._listener.is_confined}))
 
     def _send_entries(self, entries: bytes) -> None:
         if entries:
@@ -181,6 +183,9 @@ class Supervisor:
         if desired.is_abandoned:
             desired.ask_stop(ABANDONED_GRACE_SECONDS, now)
         is_gone = self._family.reap()
+        # Before any script is there that could say it instead.
+        if self._listener.is_up and not self._has_said_hello:
+            self._say_hello()
         if desired.stop_deadline is not None:
             self._begin_stop(now)
         else:
@@ -211,7 +216,7 @@ class Supervisor:
     def _forward(self) -> None:
         """Hand on to the child what it may know by now."""
         desired = self._mailbox.desired
-        if desired.assignment is not None and not self._is_assigned:
+        if desired.assignment is not None and self._has_said_hello and not self._is_assigned:
             self._assign(desired.assignment)
         if desired.grant is not None and self._is_assigned and not self._is_granted:
             self._is_granted = True

@@ -30,7 +30,7 @@ FOREIGN_KINDS = ("ServiceMonitor",)
 
 MANAGED = {
     "server": {"host", "port", "entries_port", "namespace", "engine"},
-    "engine": {"state_dir", "spares", "isolation", "scripts_location"},
+    "engine": {"state_dir", "spares", "isolation", "confinement", "scripts_location"},
     "kubernetes": {
         "image",
         "image_pull_policy",

@@ -159,6 +159,17 @@ def test_full_status_of_the_models_is_stored_without_loss(executions: Kubectl, n
     assert {key: stored[key] for key in status} == status
 
 
+def test_confinement_is_told_with_the_claim_and_never_afterwards(executions: Kubectl, name: str) -> None:
+    create(executions, name, {})
+    assert patch_status(executions, name, {"runner": {"claim": "c", "confined": True}}).is_done
+    for change in (False, None):
+        assert "told with the claim" in patch_status(executions, name, {"runner": {"confined": change}}).complaint
+    assert patch_status(executions, name, {"runner": {"resolvedCommit": "c0ffee"}}).is_done
+    create(executions, f"{name}-open", {})
+    assert patch_status(executions, f"{name}-open", {"runner": {"claim": "c"}}).is_done
+    assert "told with the claim" in patch_status(executions, f"{name}-open", {"runner": {"confined": True}}).complaint
+
+
 SELECTIONS: dict[str, tuple[str, Callable[[str], str]]] = {
     "state": (".status.state", lambda name: State.READY),
     "pod": (".status.podName", lambda name: f"{name}-pod"),

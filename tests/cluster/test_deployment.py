@@ -16,7 +16,8 @@ from oet_support_cluster import keeping_a_folder
 from oet_support_cluster import run_chart_tool as run_tool
 from oet_support_executions import Executions
 
-from oet_crds.names import API_MAJOR
+from oet_crds.mailbox import CONFINEMENT_VARIABLE, Confinement
+from oet_crds.names import API_MAJOR, SCRIPT_CONTAINER
 from oet_crds.reasons import Reason
 from oet_crds.states import DesiredState, State
 from oet_crds.topics import EntryKind, Topic
@@ -99,7 +100,10 @@ def test_mounted_script_runs_and_its_stop_with_abort_runs_the_abort_script(world
 def test_script_cannot_reach_another_execution_nor_anything_else_of_the_cluster(world: Executions) -> None:
     world.create("victim", LONG, subarray=4)
     world.wait_for("victim", State.RUNNING)
-    world.create("spy", SPY, args={"main": {"kwargs": {"other": "victim"}}})
+    # One that is confined could not even read the token.
+    env = [{"name": CONFINEMENT_VARIABLE, "value": str(Confinement.NONE)}]
+    template = {"spec": {"containers": [{"name": SCRIPT_CONTAINER, "env": env}]}}
+    world.create("spy", SPY, args={"main": {"kwargs": {"other": "victim"}}}, podTemplate=template)
     assert world.wait_for_end("spy")["state"] == State.COMPLETE, world.get_status("spy").get("stacktrace")
     assert world.get_status("victim")["state"] == State.RUNNING
     world.stop("victim")

@@ -309,19 +309,29 @@ CLAIMED = {
     "another end": {"exit": {**EXIT, "outcome": ScriptOutcome.STOPPED}},
     "another detail of the end": {"exit": {"message": "forged"}},
     "no end": {"exit": None},
+    "not confined after all": {"confined": False},
+    "confinement taken back": {"confined": None},
 }
 
 
 @pytest.mark.parametrize("change", CLAIMED.values(), ids=CLAIMED)
 def test_claim_and_end_are_never_changed(installation: Installation, execution: str, change: Any) -> None:
-    done = write(installation, "runner", execution, {"runner": {"claim": "abc", "exit": EXIT}})
+    done = write(installation, "runner", execution, {"runner": {"claim": "abc", "confined": True, "exit": EXIT}})
     assert done.is_done, done.complaint
     outcome = write(installation, "runner", execution, {"runner": change})
     assert not outcome.is_done
     assert "never changed" in outcome.complaint
     # Sent twice because the first answer was lost: the same report is no change.
-    again = write(installation, "runner", execution, {"runner": {"claim": "abc", "exit": EXIT}})
+    again = write(installation, "runner", execution, {"runner": {"claim": "abc", "confined": True, "exit": EXIT}})
     assert again.is_done, again.complaint
+
+
+def test_confinement_is_not_told_after_the_claim(installation: Installation, execution: str) -> None:
+    assert write(installation, "runner", execution, {"runner": {"claim": "abc"}}).is_done
+    outcome = write(installation, "runner", execution, {"runner": {"confined": True}})
+    assert not outcome.is_done
+    assert "confined" in outcome.complaint
+    assert "confined" not in installation.admin.read(RESOURCE, execution)["status"]["runner"]
 
 
 def test_runner_cannot_change_spec_or_metadata(installation: Installation, execution: str) -> None:

@@ -21,7 +21,8 @@ from oet_cluster.waiting import wait_for
 from oet_support import find_free_port
 from oet_support_cluster import RESOURCE, prepare_namespace, running_operator
 
-from oet_crds.names import ENTRIES_PATH, GROUP, KIND, TIMELINE_AUDIENCE, VERSION
+from oet_crds.mailbox import CONFINEMENT_VARIABLE, Confinement
+from oet_crds.names import ENTRIES_PATH, GROUP, KIND, SCRIPT_CONTAINER, TIMELINE_AUDIENCE, VERSION
 
 pytestmark = pytest.mark.cluster
 
@@ -33,7 +34,9 @@ def main(other=None):
     for number in range({MESSAGES}):
         oet.publish("script.count", number=number)
     print("printed")
-    # What a script can do with its runner's token.
+"""
+TOKEN_TAKER = f"""{SCRIPT}
+    # What a script that is not confined can do with its runner's token.
     token = open(os.environ["OET_TIMELINE_TOKEN_FILE"]).read()
     path = os.environ["OET_TIMELINE_URL"] + {ENTRIES_PATH!r}.replace("{{uid}}", other or "nobody")
     entry = {{"n": 1, "t": 1, "k": "log", "stream": "stdout", "line": "forged"}}
@@ -118,7 +121,9 @@ def server(admin: Kubectl, executions: Kubectl, tmp_path_factory: pytest.TempPat
 
 
 def create(kubectl: Kubectl, name: str, source: str, **arguments: Any) -> str:
+    env = [{"name": CONFINEMENT_VARIABLE, "value": str(Confinement.NONE)}] if source == TOKEN_TAKER else []
     spec = {
+        "podTemplate": {"spec": {"containers": [{"name": SCRIPT_CONTAINER, "env": env}]}},
         "script": {"inline": {"source": source}},
         "desiredState": "Running",
         "args": {"main": {"kwargs": arguments}},
@@ -141,7 +146,7 @@ def check(entries: list[dict[str, Any]], messages: int) -> None:
 def test_pod_posts_all_its_entries_and_for_no_other_execution(executions: Kubectl, server: Server) -> None:
     other = create(executions, "other", "def main(): pass")
     wait_state(executions, "other", "COMPLETE")
-    uid = create(executions, "posting", SCRIPT, other=other)
+    uid = create(executions, "posting", TOKEN_TAKER, other=other)
     wait_state(executions, "posting", "COMPLETE")
     wait_for(lambda: any(one["payload"].get("line") == "another execution: 403" for one in server.of(uid)), 30, "403")
     check(server.of(uid), MESSAGES)

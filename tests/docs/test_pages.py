@@ -62,7 +62,7 @@ def test_commands_of_a_page_work_one_after_the_other(page: str, workplace: Path,
             "HOME": str(tmp_path),
             "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
             "OET_URL": f"http://127.0.0.1:{server.port}/ska-oso-oet/oet/api/v7",
-            "OET_STATE_DIR": str(server.state_dir),
+            "OET_STATE_DIR": server.environ["OET_STATE_DIR"],
         }
         done = subprocess.run(
             ["bash", "-eu"],

@@ -50,6 +50,8 @@ print("up", flush=True)
 time.sleep(600)
 """
 
+WAITER = [sys.executable, "-c", "import time; print('up', flush=True); time.sleep(600)"]
+
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_orphans_of_a_dead_runner_are_killed_and_nobody_else(family: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,17 +65,20 @@ def test_orphans_of_a_dead_runner_are_killed_and_nobody_else(family: str, monkey
     assert find_marked(mark) == []
 
 
-def test_leftovers_of_an_earlier_engine_are_counted_and_killed_and_own_ones_are_not(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+@pytest.mark.parametrize("place", ["environment", "command line"])
+def test_leftovers_of_an_earlier_engine_are_counted_and_killed_and_own_ones_are_not(place: str) -> None:
     store = uuid.uuid4().hex
     processes = {}
     for engine in ("earlier", "own"):
-        monkeypatch.setenv(ENGINE_VARIABLE, f"{store}:{engine}")
-        processes[engine] = subprocess.Popen(["sleep", "600"])
-    monkeypatch.delenv(ENGINE_VARIABLE)
+        mark = f"{ENGINE_VARIABLE}={store}:{engine}"
+        # A supervisor hides its environment from all but root.
+        words = ["env", mark, "sleep", "600"] if place == "environment" else [*WAITER, "--mark", mark]
+        processes[engine] = subprocess.Popen(words, stdout=subprocess.PIPE)
     try:
-        wait_until(lambda: len(find_marked(store)) == 2, 20, "the processes do not run")
+        if place == "environment":
+            wait_until(lambda: len(find_marked(store)) == 2, 20, "the processes do not run")
+        else:
+            assert all(process.stdout and process.stdout.readline() for process in processes.values())
         own = f"{store}:own"
         assert kill_leftovers(store, own, kill=False) == 1
         assert processes["earlier"].poll() is None
@@ -85,3 +90,5 @@ def test_leftovers_of_an_earlier_engine_are_counted_and_killed_and_own_ones_are_
         for process in processes.values():
             process.kill()
             process.wait(20)
+            assert process.stdout is not None
+            process.stdout.close()

@@ -33,7 +33,7 @@ def find_python(version):
 class Harness:
     """A runner, and what it said."""
 
-    def __init__(self, python=sys.executable, environ=None, pipes=False, prefix=()):
+    def __init__(self, python=sys.executable, environ=None, pipes=False, prefix=(), options=()):
         self.mark = str(uuid.uuid4())
         path = os.pathsep.join(str(ROOT / part) for part in ("crds", "runner", "lib"))
         env = {**os.environ, "PYTHONPATH": path, MARK: self.mark, **(environ or {})}
@@ -48,7 +48,7 @@ class Harness:
             ours, runners = socket.socketpair()
             self.fd_in = self.fd_out = ours.detach()
             theirs = [runners.detach()]
-        arguments = ["-m", "oet_runner", "--mailbox-in", str(theirs[0]), "--mailbox-out", str(theirs[-1])]
+        arguments = ["-m", "oet_runner", "--mailbox-in", str(theirs[0]), "--mailbox-out", str(theirs[-1]), *options]
         self.process = subprocess.Popen(
             [*prefix, python, *arguments],
             pass_fds=theirs,

@@ -23,6 +23,7 @@ from oet_crds.topics import EntryKind
 from oet_runner.kube_client import ApiServer, observe_api_server
 from oet_runner.kube_report import Course, Execution, RunnerReport, build_script, decide_course, format_time
 from oet_runner.kube_threads import Inbox, Watcher, Word, compute_pause
+from oet_runner.landlock import is_available
 from oet_runner.spool import Spool
 
 ROOT = Path(__file__).parents[2]
@@ -169,7 +170,7 @@ def test_complete_run_costs_at_most_four_patches(api, start, any_python):
     assert {status for _, status in patches} == {200}
     claim, *others = [patch for patch, _ in patches]
     assert set(claim["metadata"]) == {"resourceVersion"}
-    assert claim["status"] == {"runner": {"claim": status.claim}}
+    assert claim["status"] == {"runner": {"claim": status.claim, **({"confined": True} if is_available() else {})}}
     assert [patch[0] for patch in others] == [{"op": "test", "path": "/metadata/uid", "value": uid}] * len(others)
     assert all(patch[1]["value"]["claim"] == status.claim for patch in others)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", end["time"])

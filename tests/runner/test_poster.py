@@ -3,13 +3,15 @@
 import importlib.util
 import json
 import random
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from oet_crds.mailbox import MAX_LINE_BYTES
+from oet_crds.mailbox import DELIVERY_SECONDS, MAX_LINE_BYTES, UNCONFINED_DELIVERY_SECONDS
 from oet_runner.backlog import BATCH_LIMIT_BYTES, BATCH_LIMIT_ENTRIES, FILE_LIMIT_BYTES, Backlog, SpillFile
+from oet_runner.landlock import is_available
 from oet_runner.poster import TimelineServer, observe_timeline_server
 
 
@@ -176,6 +178,23 @@ def test_script_publishes_all_while_the_server_is_away_and_it_comes_later(api, t
     timeline.check_numbers()
     assert [data["number"] for data in timeline.messages()] == list(range(10_000))
     assert len(timeline.lines()) + timeline.dropped() >= 10_001
+
+
+@pytest.mark.parametrize(("wanted", "stays"), [("none", False), ("auto", is_available())])
+def test_runner_that_is_not_confined_does_not_stay_for_a_timeline_that_is_away(
+    api, timeline, start, monkeypatch, wanted, stays
+):
+    monkeypatch.setenv("OET_CONFINEMENT", wanted)
+    timeline.go_down()
+    api.create(source=QUICK)
+    api.grant()
+    runner = start()
+    assert api.wait_exit()["outcome"] == "Complete"
+    if stays:
+        with pytest.raises(subprocess.TimeoutExpired):
+            runner.process.wait(2 * UNCONFINED_DELIVERY_SECONDS)
+    else:
+        runner.process.wait(DELIVERY_SECONDS / 2)
 
 
 def test_stop_is_confirmed_while_the_server_is_silent(api, timeline, start):

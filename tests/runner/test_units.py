@@ -11,7 +11,7 @@ from oet_crds.mailbox import EXIT_FIELDS
 from oet_crds.reasons import Outcome, Reason
 from oet_crds.states import State
 from oet_crds.topics import EntryKind
-from oet_runner.__main__ import parse_arguments
+from oet_runner.__main__ import Options
 from oet_runner.family import Process, compute_descendants, parse_stat
 from oet_runner.given_file import GivenFile
 from oet_runner.mailbox import Desired
@@ -268,10 +268,29 @@ def test_shortest_grace_period_wins(graces, deadline):
     assert desired.stop_deadline == deadline
 
 
-@pytest.mark.parametrize("arguments", [[], ["--mailbox-in", "1"], ["--mailbox-in", "x", "--mailbox-out", "1"]])
+MAILBOX = ["--mailbox-in", "1", "--mailbox-out", "2"]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        MAILBOX[:2],
+        ["--mailbox-in", "x", "--mailbox-out", "1"],
+        [*MAILBOX, "--hide"],
+        [*MAILBOX, "--away", "/"],
+        ["--kube", "--hide", "/tmp"],
+    ],
+)
 def test_other_arguments_are_refused(arguments):
     with pytest.raises(ValueError):
-        parse_arguments(arguments)
+        Options(arguments)
+
+
+def test_folders_may_come_with_a_mailbox():
+    options = Options([*MAILBOX, "--cover", "/covered", "--hide", "/hidden", "--mark", "mine"])
+    assert (options.mailbox_fds, options.cover, options.hide) == ((1, 2), "/covered", "/hidden")
+    assert Options(["--kube"]).mailbox_fds is None
 
 
 # ---- the file that comes along ---------------------------------------------------------------------------------------

@@ -79,7 +79,7 @@ def find_marked(mark: str) -> list[int]:
 
 
 class Server:
-    """A server process on a port and state folder of its own."""
+    """A server process on a port and state folder of its own; that is below the folder it is given, which scripts can read."""
 
     def __init__(self, state_dir: str | Path, **settings: str) -> None:
         self.port = find_free_port()
@@ -88,7 +88,7 @@ class Server:
             **os.environ,
             "OET_HOST": "127.0.0.1",
             "OET_PORT": str(self.port),
-            "OET_STATE_DIR": str(state_dir),
+            "OET_STATE_DIR": str(self.state_dir / "state"),
             **settings,
         }
         self._process: subprocess.Popen[bytes] | None = None

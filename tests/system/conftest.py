@@ -21,10 +21,12 @@ def isolation(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def server(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Server]:
-    """A running server; it uses the test's `isolation` if the test asks for it."""
+    """A running server; it uses the test's `isolation` and `confinement` if the test asks for them."""
     settings = {"OET_SPARES": "1"}
     if "isolation" in request.fixturenames:
         settings["OET_ISOLATION"] = request.getfixturevalue("isolation")
+    if "confinement" in request.fixturenames:
+        settings["OET_CONFINEMENT"] = request.getfixturevalue("confinement")
     server = Server(tmp_path, **settings)
     server.start()
     yield server

@@ -118,20 +118,27 @@ def test_stopped_scripts_leave_no_process(client: Client, server: Server, isolat
 
 
 @pytest.mark.parametrize(
-    ("attack", "state", "word"),
+    ("attack", "state", "word", "confinement"),
     [
-        pytest.param("os.kill(0, 9)", "FAILED", "SIGKILL", id="own_group"),
-        pytest.param("os.kill(os.getpid(), 9)", "FAILED", "SIGKILL", id="itself"),
-        pytest.param("os._exit(0)", "FAILED", "exit code 0", id="exits_the_process"),
-        pytest.param("import ctypes; ctypes.string_at(0)", "FAILED", "SIGSEGV", id="segmentation_fault"),
+        pytest.param("os.kill(0, 9)", "FAILED", "SIGKILL", "auto", id="own_group"),
+        pytest.param("os.kill(os.getpid(), 9)", "FAILED", "SIGKILL", "auto", id="itself"),
+        pytest.param("os._exit(0)", "FAILED", "exit code 0", "auto", id="exits_the_process"),
+        pytest.param("import ctypes; ctypes.string_at(0)", "FAILED", "SIGSEGV", "auto", id="segmentation_fault"),
         pytest.param(
-            "os.kill(os.getppid(), 15); time.sleep(600)", "FAILED", "supervisor", id="terminates_the_supervisor"
+            "os.kill(os.getppid(), 15); time.sleep(600)",
+            "FAILED",
+            "supervisor",
+            "none",
+            id="terminates_the_supervisor",
         ),
-        pytest.param("os.kill(os.getppid(), 9); time.sleep(600)", "FAILED", "supervisor", id="kills_the_supervisor"),
+        pytest.param(
+            "os.kill(os.getppid(), 9); time.sleep(600)", "FAILED", "supervisor", "none", id="kills_the_supervisor"
+        ),
+        pytest.param("os.kill(os.getppid(), 9)", "FAILED", "PermissionError", "auto", id="is_confined"),
     ],
 )
 def test_script_that_kills_ends_failed_and_reaches_nothing_else(
-    client: Client, isolation: str, attack: str, state: str, word: str
+    client: Client, isolation: str, attack: str, state: str, word: str, confinement: str
 ) -> None:
     """In a namespace the supervisor cannot be killed: there the script is stopped instead, and leaves nothing either."""
     mark = uuid.uuid4().hex
@@ -139,7 +146,7 @@ def test_script_that_kills_ends_failed_and_reaches_nothing_else(
     source = f"import time\ndef main():\n    child(DEAF, start_new_session=True)\n    {attack}\n"
     procedure = client.prepare(MARK.format(mark=mark) + CHILD + source)
     client.start(procedure)
-    if isolation == "namespace" and "getppid" in attack:
+    if isolation == "namespace" and confinement == "none" and "getppid" in attack:
         client.stop(procedure)
         assert find_marked(mark) == []
     else:

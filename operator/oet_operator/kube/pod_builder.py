@@ -176,7 +176,8 @@ def _build_base(execution: ScriptExecution, settings: KubernetesSettings) -> Wir
         mounts.append({"name": TIMELINE_VOLUME, "mountPath": posixpath.dirname(TIMELINE_TOKEN_FILE), "readOnly": True})
     if is_foreign:
         volumes.append({"name": "oet-runner", "emptyDir": {}})
-        mounts.append({"name": "oet-runner", "mountPath": RUNNER_HOME})
+        # A script must not write what its supervisor has yet to load.
+        mounts.append({"name": "oet-runner", "mountPath": RUNNER_HOME, "readOnly": True})
     script = {
         "name": SCRIPT_CONTAINER,
         "image": image,

@@ -7,6 +7,7 @@ import importlib.util
 import logging
 import os
 import sqlite3
+import tempfile
 import threading
 import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 from oet_crds.aborts import is_armed
 from oet_crds.errors import ConflictError, OverloadedError, RequestRefusedError, UnavailableError
 from oet_crds.execution import ScriptExecution, ScriptExecutionSpec
+from oet_crds.mailbox import CONFINEMENT_VARIABLE, Confinement
 from oet_crds.names import RELEASE_ANNOTATION
 from oet_crds.ports import Archive, Health, Record, SpecChange, TimelineEntry
 from oet_crds.settings import EngineSettings, GitSettings
@@ -120,6 +122,7 @@ class LocalEngine:
         self._state_dir = compute_state_dir(settings.state_dir, os.environ, Path.home())
         self._isolation = _decide_isolation(settings.isolation)
         self._lock_file = _lock_folder(self._state_dir)
+        self._hides_state = settings.confinement != Confinement.NONE and not _is_in_use(self._state_dir)
         try:
             self._database = Database(self._state_dir / "oet.sqlite3")
         except (sqlite3.Error, OSError, RuntimeError, ValueError) as error:
@@ -129,6 +132,7 @@ class LocalEngine:
         self.timeline = LocalTimeline(self._store)
         self.archive: Archive | None = None
         self._mark = f"{self._database.read_store_id()}:{uuid.uuid4().hex}"
+        self._runner_options = self._build_runner_options()
         self._can_rehearse = False
         self._loop = EngineLoop(self._store, settings, self._start_runner)
         self._thread = threading.Thread(target=self._loop.run, name="oet-engine", daemon=True)
@@ -142,7 +146,17 @@ class LocalEngine:
             if problem := self._find_rehearsal_problem():
                 raise OSError(problem)
             isolation = Isolation.NETWORK
-        return Runner({**os.environ, **self._environ, ENGINE_VARIABLE: self._mark}, isolation)
+        environ = {CONFINEMENT_VARIABLE: self._settings.confinement, ENGINE_VARIABLE: self._mark}
+        return Runner({**os.environ, **self._environ, **environ}, isolation, self._runner_options)
+
+    def _build_runner_options(self) -> tuple[str, ...]:
+        """Return by what a runner's process is known, and how it keeps the state folder from its script."""
+        mark = ("--mark", f"{ENGINE_VARIABLE}={self._mark}")
+        if not self._hides_state:
+            return mark
+        # A mount namespace comes with the PID namespace.
+        option = "--hide" if self._isolation is Isolation.NONE else "--cover"
+        return (*mark, option, str(self._state_dir.resolve()))
 
     def _find_rehearsal_problem(self) -> str:
         """Say why a rehearsal could not be kept away from the telescope here, and what to do; empty: it can."""
@@ -201,7 +215,17 @@ class LocalEngine:
         if problem := self._loop.observe_problem():
             return Health(False, problem)
         isolation = "process groups" if self._isolation is Isolation.NONE else "PID namespaces"
-        return Health(True, f"local engine, state in {self._state_dir}, scripts in {isolation}")
+        detail = f"local engine, state in {self._state_dir}, scripts in {isolation}, {self._describe_confinement()}"
+        return Health(True, detail)
+
+    def _describe_confinement(self) -> str:
+        if self._loop.is_confined is None:
+            return "not yet known whether confined"
+        if not self._loop.is_confined:
+            return "not confined"
+        return "confined by Landlock" + (
+            "" if self._hides_state else ", but for the state folder: they need what is in it"
+        )
 
     # ---- the store port ----------------------------------------------------------------------------------------------
 
@@ -296,6 +320,12 @@ def _lock_folder(folder: Path) -> Any:
         lock_file.close()
         raise UnavailableError(f"another OET uses the state folder {folder}: end it, or set OET_STATE_DIR") from error
     return lock_file
+
+
+def _is_in_use(folder: Path) -> bool:
+    """Tell whether scripts cannot do without a folder: their home, or where their temporary files are."""
+    needed = (Path.home(), Path(tempfile.gettempdir()), Path.cwd())
+    return any(one.resolve().is_relative_to(folder.resolve()) for one in needed)
 
 
 def _decide_isolation(wanted: str) -> Isolation:

@@ -69,7 +69,11 @@ class _Service:
 
 
 class EngineLoop:
-    """The loop. `run` is the thread's body; `wake`, `shut_down` and `observe_problem` may be called from any thread."""
+    """The loop. `run` is the thread's body; `wake`, `shut_down` and `observe_problem` may be called from any thread.
+
+    Attributes:
+        is_confined: Whether the newest runner confines its script; None before the first one is up.
+    """
 
     def __init__(self, store: LocalStore, settings: EngineSettings, start_runner: Callable[[Mode], Runner]) -> None:
         self._store = store
@@ -93,6 +97,7 @@ class EngineLoop:
         self._shutdown_at: float | None = None
         self._is_closing = False
         self._problem: str | None = None
+        self.is_confined: bool | None = None
 
     # ---- for other threads -----------------------------------------------------------------------------------------
 
@@ -229,8 +234,9 @@ class EngineLoop:
 
     def _on_one_mail(self, transaction: Transaction, effects: Effects, runner: Runner, mail: dict[str, object]) -> None:
         kind, procedure_id = mail.get("kind"), runner.procedure_id
-        if kind == MailKind.HELLO:
-            runner.is_up = True
+        if kind == MailKind.HELLO and not runner.is_up:  # A second one would be a script's words.
+            runner.is_up, runner.is_confined = True, mail.get("confined") is True
+            self.is_confined = runner.is_confined
             self._pool.on_hello()
         if procedure_id is None:
             return

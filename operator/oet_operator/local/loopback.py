@@ -1,11 +1,10 @@
 """`python -m oet_operator.local.loopback COMMAND...`: switch the loopback of a new network namespace on, then be the command.
 
-The rights that an ordinary user has for it in that namespace end here: the command gets none.
+The rights that an ordinary user has for it in that namespace the command keeps: a runner gives them back itself.
 """
 
 from __future__ import annotations
 
-import ctypes
 import fcntl
 import os
 import socket
@@ -23,10 +22,6 @@ _IFF_UP = 0x1
 _IFREQ = struct.Struct("16sH14x")
 """struct ifreq of linux/if.h, as far as it is used: a name and flags, in 32 bytes."""
 
-_PR_CAP_AMBIENT = 47
-_PR_CAP_AMBIENT_CLEAR_ALL = 4
-"""From linux/prctl.h."""
-
 
 def switch_loopback_on() -> None:
     """Switch the interface `lo` on. Raises OSError."""
@@ -34,17 +29,9 @@ def switch_loopback_on() -> None:
         fcntl.ioctl(any_socket, _SIOCSIFFLAGS, _IFREQ.pack(b"lo", _IFF_UP))
 
 
-def drop_ambient_rights() -> None:
-    """Give back what `unshare --keep-caps` hands on. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.prctl(_PR_CAP_AMBIENT, _PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0) != 0:
-        raise OSError(ctypes.get_errno(), "prctl(PR_CAP_AMBIENT)")
-
-
 def main() -> None:
     """Do it, and become the command. Raises OSError."""
     switch_loopback_on()
-    drop_ambient_rights()
     os.execvp(sys.argv[1], sys.argv[1:])
 
 

@@ -16,7 +16,8 @@ from pathlib import Path
 __all__ = ["ENGINE_VARIABLE", "become_subreaper", "kill_and_reap_orphans", "kill_leftovers"]
 
 ENGINE_VARIABLE = "OET_ENGINE"
-"""Environment variable that marks every process below an engine: `<store id>:<start of the engine>`."""
+"""Environment variable that marks every process below an engine: `<store id>:<start of the engine>`. Runners have it on their
+command line as well: nobody can trace them, so nobody but root can read their environment."""
 
 _PR_SET_CHILD_SUBREAPER = 36
 """From linux/prctl.h."""
@@ -88,17 +89,22 @@ def kill_and_reap_orphans(runner_pids: Collection[int]) -> int:
     return left if left else int(bool(orphans))
 
 
+def _read_words(pid: str, file: str) -> list[bytes]:
+    """Return the strings in a file of a process; none when it is gone, or another user's."""
+    try:
+        return Path("/proc", pid, file).read_bytes().split(b"\0")
+    except OSError:
+        return []
+
+
 def _observe_marked(store_id: str, own_mark: str) -> Iterator[int]:
     """Yield processes that an earlier engine of this store started."""
     prefix = f"{ENGINE_VARIABLE}={store_id}:".encode()
     own = f"{ENGINE_VARIABLE}={own_mark}".encode()
     for name in os.listdir("/proc"):
         if name.isdigit() and int(name) != os.getpid():
-            try:
-                environ = Path("/proc", name, "environ").read_bytes().split(b"\0")
-            except OSError:
-                continue  # Gone, or another user's.
-            if any(entry.startswith(prefix) for entry in environ) and own not in environ:
+            words = [*_read_words(name, "environ"), *_read_words(name, "cmdline")]
+            if any(word.startswith(prefix) for word in words) and own not in words:
                 yield int(name)
 
 

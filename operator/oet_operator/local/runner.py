@@ -44,7 +44,7 @@ _WITHOUT_NETWORK = ("--net",)
 """In addition for a rehearsal: a network with nothing but a loopback of its own, which must still be switched on."""
 
 _KEEP_RIGHTS = ("--keep-caps",)
-"""What an ordinary user needs for that switch; `oet_operator.local.loopback` gives it back."""
+"""What an ordinary user needs for that switch, and to put an empty folder over another; the runner gives it back."""
 
 
 class Reading(Enum):
@@ -75,10 +75,10 @@ def _build_prefix(isolation: Isolation) -> Sequence[str]:
     if isolation is Isolation.NONE:
         return ()
     is_root, has_network = os.geteuid() == 0, isolation is not Isolation.NETWORK
-    words = [_UNSHARE[0], *(() if is_root else _AS_USER)]
+    words = [_UNSHARE[0], *(() if is_root else (*_AS_USER, *_KEEP_RIGHTS))]
     if has_network:
         return (*words, *_UNSHARE[1:])
-    words += [*_WITHOUT_NETWORK, *(() if is_root else _KEEP_RIGHTS), *_UNSHARE[1:]]
+    words += [*_WITHOUT_NETWORK, *_UNSHARE[1:]]
     return (*words, sys.executable, "-m", "oet_operator.local.loopback")
 
 
@@ -97,13 +97,19 @@ class Runner:
     Attributes:
         procedure_id: The execution it serves; None while it is a spare.
         is_up: Whether it said hello.
+        is_confined: Whether its script can reach neither it nor what is hidden. False until it said hello.
         exit_seen: Whether its last line, the exit, was read.
         has_lied: It said something after that.
         pidfd: Readable when the process ends (pidfd_open(2)).
     """
 
-    def __init__(self, environ: Mapping[str, str], isolation: Isolation) -> None:
+    def __init__(self, environ: Mapping[str, str], isolation: Isolation, options: Sequence[str] = ()) -> None:
         """Start a runner.
+
+        Args:
+            environ: Its environment, and its script's.
+            isolation: What its script is kept away from.
+            options: More options of the runner's command line.
 
         Raises:
             OSError: No process could be started.
@@ -111,7 +117,7 @@ class Runner:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
         with theirs:
             fd = str(theirs.fileno())
-            command = [sys.executable, "-m", "oet_runner", "--mailbox-in", fd, "--mailbox-out", fd]
+            command = [sys.executable, "-m", "oet_runner", "--mailbox-in", fd, "--mailbox-out", fd, *options]
             try:
                 self._process = subprocess.Popen(
                     [*_build_prefix(isolation), *command],
@@ -130,6 +136,7 @@ class Runner:
         self.pidfd = os.pidfd_open(self.pid)
         self.procedure_id: int | None = None
         self.is_up = False
+        self.is_confined = False
         self.exit_seen = False
         self.has_lied = False
         self._incoming = bytearray()
