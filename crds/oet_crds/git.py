@@ -14,6 +14,10 @@ if TYPE_CHECKING:
 __all__ = [
     "GIT_VARIABLES",
     "PROTOCOLS",
+    "SHARE_ALWAYS",
+    "SHARE_AUTO",
+    "SHARE_NEVER",
+    "SHARING",
     "GitPolicy",
     "Place",
     "find_problem",
@@ -28,6 +32,8 @@ GIT_VARIABLES = {
     "allowed": "OET_GIT_ALLOWED",
     "cache_dir": "OET_GIT_CACHE_DIR",
     "cache_bytes": "OET_GIT_CACHE_BYTES",
+    "work_dir": "OET_GIT_WORK_DIR",
+    "share_environments": "OET_GIT_SHARE_ENVIRONMENTS",
     "credentials_dir": "OET_GIT_CREDENTIALS_DIR",
     "fetch_timeout_seconds": "OET_GIT_FETCH_TIMEOUT_SECONDS",
     "build_timeout_seconds": "OET_GIT_BUILD_TIMEOUT_SECONDS",
@@ -36,6 +42,10 @@ GIT_VARIABLES = {
 
 PROTOCOLS = ("https", "ssh", "http", "git", "file")
 """All that can be allowed. Whatever else git knows runs programs of its own."""
+
+SHARE_AUTO, SHARE_NEVER, SHARE_ALWAYS = SHARING = ("auto", "never", "always")
+"""Whether an execution may use an environment that another one built: where its own kernel keeps scripts from writing to it;
+never; or always, and no script is run where the kernel cannot do that."""
 
 _SCP_FORM = re.compile(r"(?:(?P<user>[^@/:]+)@)?(?P<host>[^@/:]+):(?P<path>.*)")
 """`user@host:path`: what git takes for ssh, as does scp."""
@@ -52,8 +62,10 @@ class GitPolicy:
     Attributes:
         protocols: Protocols that may be used.
         allowed: `HOST` or `HOST/PATH` (a path itself for files): a repository must be one of these or below one; empty: all.
-        cache_dir: Folder of clones and environments; empty: in the user's cache folder.
+        cache_dir: Folder of commits and environments; empty: in the user's cache folder.
         cache_bytes: What the cache may hold, beyond what is in use.
+        work_dir: Folder of what belongs to one execution each; empty: in the cache.
+        share_environments: One of `SHARING`.
         credentials_dir: Folder with `ssh-privatekey` and `known_hosts`, or `credentials`; empty: the user's own are used.
         fetch_timeout_seconds: Longest time to ask for a version and to fetch it, each.
         build_timeout_seconds: Longest time to build an environment.
@@ -64,6 +76,8 @@ class GitPolicy:
         self.allowed = ""
         self.cache_dir = ""
         self.cache_bytes = 10 * 1024**3
+        self.work_dir = ""
+        self.share_environments = SHARE_AUTO
         self.credentials_dir = ""
         self.fetch_timeout_seconds = 120.0
         self.build_timeout_seconds = 900.0
@@ -73,12 +87,14 @@ class GitPolicy:
         """Read what `GIT_VARIABLES` say; what they do not say is as usual.
 
         Raises:
-            ValueError: A number is none.
+            ValueError: A number is none, or a word is not one of those that mean something.
         """
         policy = cls()
         for name, variable in GIT_VARIABLES.items():
             if environ.get(variable):
                 setattr(policy, name, type(getattr(policy, name))(environ[variable]))
+        if policy.share_environments not in SHARING:
+            raise ValueError(f"share_environments is {policy.share_environments!r}, and none of {', '.join(SHARING)}")
         return policy
 
 

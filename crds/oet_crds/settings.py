@@ -19,7 +19,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 import oet_crds
 from oet_crds.aborts import ABORT_SCRIPT, parse_abort_script
 from oet_crds.flags import READ_VIA_PUBSUB, parse_flag
-from oet_crds.git import GIT_VARIABLES, PROTOCOLS, GitPolicy, find_problem
+from oet_crds.git import GIT_VARIABLES, PROTOCOLS, SHARING, GitPolicy, find_problem
 from oet_crds.ini import Entries, Entry, SettingsError, find_settings_files, merge_entries, parse_ini, read_ini
 from oet_crds.mailbox import CONFINEMENT_VARIABLE, Confinement
 from oet_crds.names import DEFAULT_NAMESPACE, SCRIPTS_FOLDER, TIMELINE_URL_VARIABLE
@@ -332,16 +332,31 @@ class GitSettings(_Section):
     )
     cache_dir: str = Field(
         _GIT.cache_dir,
-        description="Folder of clones and environments, shared by all runners; empty: ska-oso-oet in the user's cache folder, "
+        description="Folder of commits and environments, shared by all runners; empty: ska-oso-oet in the user's cache folder, "
         "in a Pod a folder that goes with it.",
         json_schema_extra=_env(GIT_VARIABLES["cache_dir"]),
     )
     cache_bytes: int = Field(
         _GIT.cache_bytes,
         ge=0,
-        description="What clones and environments may take on the disk; beyond it those that nobody uses are removed, those used "
-        "longest ago first.",
+        description="What commits and environments may take on the disk; beyond it those that nobody uses are removed, those "
+        "used longest ago first.",
         json_schema_extra=_env(GIT_VARIABLES["cache_bytes"]),
+    )
+    work_dir: str = Field(
+        _GIT.work_dir,
+        description="Folder of the files of running scripts, and of environments that are not shared; empty: in the cache, in a "
+        "Pod a folder that goes with it.",
+        json_schema_extra=_env(GIT_VARIABLES["work_dir"]),
+    )
+    share_environments: str = Field(
+        _GIT.share_environments,
+        pattern=f"^({'|'.join(SHARING)})$",
+        description="Whether an execution uses an environment that another one built. always: scripts are kept from writing to "
+        "the cache, which needs Landlock (Linux 5.19), and where the kernel has none no script from git is run; never: each "
+        "execution builds its own; auto: always where the kernel has it, else never, and never in Pods, whose cache Pods of "
+        "other nodes may have written to.",
+        json_schema_extra=_env(GIT_VARIABLES["share_environments"]),
     )
     credentials_dir: str = Field(
         _GIT.credentials_dir,

@@ -1,12 +1,16 @@
-"""Folders that are made once and shared by runners on one volume: clones and environments.
+"""Folders that are made once and shared by runners on one volume: commits and environments; and folders of one execution each.
 
 A folder is made under a name that nothing else has, and becomes visible by a symbolic link that is put in place in one step: who
 finds the link finds it whole, and its path never changes. Who uses a folder holds a shared lock on the file `lock` in it for as
 long as its process lives; who removes one takes that lock alone. The kernel gives back the locks of the dead.
+
+Scripts may be able to write here. So whatever is found may be anything: a name that is no link to a folder beside it, or a lock
+that somebody else holds, counts for nothing that is there; and what a folder holds is for `is_good` to judge.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import shutil
@@ -18,11 +22,13 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Callable, Iterator
 
-__all__ = ["Cache", "make_writable"]
+__all__ = ["Cache"]
 
 LOCK = "lock"
 SIZE = "size"
 _MAKING = "making"
+_SIZE_DIGITS = 20
+"""2^64 has as many."""
 
 UNLOCKED_SECONDS = 3600.0
 """A folder without a lock file was left by who died between two system calls, or is being made this moment."""
@@ -43,7 +49,10 @@ class Cache:
         """
         self._folder = folder
         self._limit_bytes = limit_bytes
-        os.makedirs(os.path.join(folder, _MAKING), mode=0o700, exist_ok=True)
+        making = os.path.join(folder, _MAKING)
+        if os.path.islink(making):
+            os.unlink(making)
+        os.makedirs(making, mode=0o700, exist_ok=True)
 
     def take(self, name: str, make: Callable[[str], None], is_good: Callable[[str], bool]) -> str:
         """Return the folder of a name, made if it is not there; it stays while this process lives.
@@ -71,25 +80,50 @@ class Cache:
         finally:
             os.close(making)
 
+    def make_own(self, name: str) -> str:
+        """Return a new folder of this process alone, which is anybody's to remove once the process has ended.
+
+        Raises:
+            OSError: It cannot be made.
+        """
+        folder, _ = self._begin(name)
+        return folder
+
+    def sweep(self, name: str) -> None:
+        """Remove the folders that `make_own` made for processes that have ended. Raises OSError."""
+        for entry in os.listdir(self._folder):
+            if entry.startswith(f"{name}."):
+                self._remove_unused(os.path.join(self._folder, entry), None)
+
     def _find(self, name: str, is_good: Callable[[str], bool]) -> str | None:
         """Return a folder that is there and good, locked against removal; None where there is none."""
         try:
-            folder = os.path.join(self._folder, os.readlink(os.path.join(self._folder, name)))
-            lock = os.open(os.path.join(folder, LOCK), os.O_RDWR)
-        except FileNotFoundError:
+            target = os.readlink(os.path.join(self._folder, name))
+            folder = os.path.join(self._folder, target)
+            if os.path.basename(target) != target or not stat.S_ISDIR(os.lstat(folder).st_mode):
+                return None
+            lock = os.open(os.path.join(folder, LOCK), os.O_RDWR | os.O_NOFOLLOW)
+        except OSError:
             return None
-        fcntl.flock(lock, fcntl.LOCK_SH)
-        if _is_same(lock, os.path.join(folder, LOCK)) and is_good(folder):
-            os.utime(lock)  # When it was last used.
-            return folder  # The lock stays open: it is what keeps the folder.
-        os.close(lock)
+        try:
+            # Who holds it alone is removing the folder, or wants us to wait for ever.
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            if _is_same(lock, os.path.join(folder, LOCK)) and is_good(folder):
+                os.utime(lock)  # When it was last used.
+                lock = -1  # The lock stays open: it is what keeps the folder.
+                return folder
+        except BlockingIOError:
+            return None
+        finally:
+            if lock != -1:
+                os.close(lock)
         return None
 
     @staticmethod
     def _lock_alone(path: str) -> int:
         """Wait for a lock file, and return it open; closing it gives it back."""
         while True:
-            lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+            lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
             fcntl.flock(lock, fcntl.LOCK_EX)
             if _is_same(lock, path):
                 return lock
@@ -102,9 +136,7 @@ class Cache:
             size = _make_read_only(fresh)
             with open(os.path.join(fresh, SIZE), "w", encoding="ascii") as file:
                 file.write(str(size))
-            link = f"{fresh}.link"
-            os.symlink(os.path.basename(fresh), link)
-            os.replace(link, os.path.join(self._folder, name))
+            self._publish(fresh, name)
         except Exception:
             os.close(lock)
             _remove(fresh)
@@ -113,6 +145,15 @@ class Cache:
             os.close(lock)  # A stop must not wait for a large folder to be removed: who makes the next one does that.
             raise
         return fresh
+
+    def _publish(self, fresh: str, name: str) -> None:
+        path, link = os.path.join(self._folder, name), f"{fresh}.link"
+        os.symlink(os.path.basename(fresh), link)
+        try:
+            os.replace(link, path)
+        except (IsADirectoryError, NotADirectoryError, FileExistsError):  # A folder has the name of a link.
+            os.rename(path, f"{fresh}.old")
+            os.replace(link, path)
 
     def _begin(self, name: str) -> tuple[str, int]:
         """Return a new folder, and its lock, held."""
@@ -159,13 +200,15 @@ class Cache:
 
     def _remove_unused(self, path: str, name: str | None) -> bool:
         """Remove a folder, and the link to it, unless somebody uses it; tell whether it is gone."""
+        if os.path.islink(path):
+            return False  # It leads who knows where.
         try:
-            lock = os.open(os.path.join(path, LOCK), os.O_RDWR)
+            lock = os.open(os.path.join(path, LOCK), os.O_RDWR | os.O_NOFOLLOW)
         except FileNotFoundError:
             if time.time() - _observe_age(path) > UNLOCKED_SECONDS:
                 _remove(path)
             return False
-        except NotADirectoryError:
+        except OSError:
             return False
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -206,8 +249,9 @@ def _is_same(fd: int, path: str) -> bool:
 
 def _read_size(path: str) -> int | None:
     try:
-        with open(os.path.join(path, SIZE), encoding="ascii") as file:
-            return int(file.read())
+        fd = os.open(os.path.join(path, SIZE), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        with open(fd, encoding="ascii") as file:
+            return int(file.read(_SIZE_DIGITS))
     except (OSError, ValueError):
         return None
 
@@ -236,18 +280,10 @@ def _make_read_only(folder: str) -> int:
     return size
 
 
-def make_writable(folder: str) -> None:
-    """Give the owner the right to write to a folder and all below it."""
-    os.chmod(folder, 0o700)
-    for base, folders, files in os.walk(folder):
-        for path in [os.path.join(base, name) for name in (*folders, *files)]:
-            if not os.path.islink(path):
-                os.chmod(path, stat.S_IMODE(os.lstat(path).st_mode) | stat.S_IWUSR)
-
-
 def _remove(folder: str) -> None:
     for base, folders, _ in os.walk(folder):
         for name in folders:
             if not os.path.islink(os.path.join(base, name)):
                 os.chmod(os.path.join(base, name), 0o700)
-    shutil.rmtree(folder, ignore_errors=True)
+    with contextlib.suppress(RecursionError):  # Nobody's project is so deep.
+        shutil.rmtree(folder, ignore_errors=True)

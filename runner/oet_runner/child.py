@@ -21,6 +21,7 @@ from oet_crds.topics import MESSAGE_FD_VARIABLE, MESSAGE_INODE_VARIABLE
 from oet_runner import pubsub_hook
 from oet_runner.confinement import confine, hide_more
 from oet_runner.family import set_parent_death_signal
+from oet_runner.guard import CacheGuard
 from oet_runner.script import ScriptStopped, SourceError, describe_exception, load_module
 from oet_runner.verdict import Ending, How, Phase
 
@@ -142,8 +143,9 @@ def run_child(
             _set_up_forks(control, stop)
             pubsub_hook.install(message_fd)
             _warm_up()
+            guard = CacheGuard(os.environ)
             control.send([{"isUp": True, "isConfined": is_confined}])
-            status = _Performance(control, stop, message_fd, hidden if is_confined else None).run()
+            status = _Performance(control, stop, message_fd, hidden if is_confined else None, guard).run()
         except BaseException:  # noqa: BLE001
             traceback.print_exc()  # A fault of ours: it belongs in the script's output, or the runner's log.
         finally:
@@ -202,7 +204,10 @@ def _warm_up() -> None:
 class _Performance:
     """One run of one script."""
 
-    def __init__(self, control: _Control, stop: _Stop, message_fd: int, hidden: Hidden | None) -> None:
+    def __init__(
+        self, control: _Control, stop: _Stop, message_fd: int, hidden: Hidden | None, guard: CacheGuard
+    ) -> None:
+        self._guard = guard
         self._control = control
         self._stop = stop
         self._hidden = hidden
@@ -256,16 +261,20 @@ class _Performance:
         if git is None:
             self._begin(State.LOADING, Phase.LOAD)
             self._hide_more()
+            self._guard.enter()
             return script
         from oet_runner.source import GitSource  # A spare that serves no git script need not have it in its memory.
 
         wants_environment = git.get("createEnv") is True
         self._begin(*((State.PREP_ENV, Phase.PREPARE) if wants_environment else (State.LOADING, Phase.LOAD)))
-        source = GitSource(git)
+        source = GitSource(git, self._guard.has_shared())
         source.fetch(lambda commit: self._control.send([{"commit": commit}]))
         self._hide_more()  # Before the first line of the project runs: building its environment may be that.
         if wants_environment:
-            source.enter_environment()
+            source.prepare_environment()
+        self._guard.enter()  # From here on code of the repository runs in this process.
+        source.enter_environment()
+        if wants_environment:
             self._begin(State.LOADING, Phase.LOAD)
         return {"file": {"path": source.find_file()}}
 

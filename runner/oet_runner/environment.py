@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
 import os
@@ -10,18 +11,21 @@ import shutil
 import site
 import sys
 import sysconfig
+from functools import partial
 
-from oet_runner.cache import make_writable
+from oet_runner import landlock
+from oet_runner.git import NO_SETTINGS
 from oet_runner.script import SourceError
 from oet_runner.tools import Tool, ToolError, run_tool
 from oet_runner.verdict import How
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Mapping
+    from typing import Callable, Iterator, Mapping
 
 __all__ = [
     "EnvironmentBuildError",
+    "Site",
     "build_environment",
     "compute_environment_name",
     "enter_environment",
@@ -29,7 +33,17 @@ __all__ = [
 ]
 
 VENV = "venv"
-_SOURCE = "source"
+_SOURCE, _TEMPORARY = "source", "tmp"
+_LAYOUT = "2"
+"""What is kept in the cache by other rules has another name there."""
+
+_DEVICES = "/dev"
+"""Terminals, and shared memory: what has no name in any file system that lasts."""
+
+_INDEX = ["git", "read-tree", "HEAD"]
+"""Builders that ask git for the version must not be told that all files are missing."""
+
+_UNWANTED = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE", "OET_", "UV_CACHE_DIR", "GIT_DIR")
 _SCRIPT_LIBRARY = "oet"
 _PROJECT_TABLE = re.compile(r"^\s*\[\s*(project|build-system|tool\.poetry)\s*\]", re.MULTILINE)
 _POETRY_TABLE = re.compile(r"^\s*\[\s*tool\.poetry\s*\]", re.MULTILINE)
@@ -49,7 +63,7 @@ def compute_environment_name(clone: str) -> str:
     Args:
         clone: Name of the clone: it tells repository and commit.
     """
-    python = f"{sys.version}|{sysconfig.get_config_var('SOABI')}|{os.path.realpath(sys.executable)}"
+    python = f"{_LAYOUT}|{sys.version}|{sysconfig.get_config_var('SOABI')}|{os.path.realpath(sys.executable)}"
     return f"env-{clone}-{hashlib.sha256(python.encode()).hexdigest()[:16]}"
 
 
@@ -58,31 +72,69 @@ def is_environment(folder: str) -> bool:
     return os.access(os.path.join(folder, VENV, "bin", "python"), os.X_OK)
 
 
-def build_environment(tree: str, folder: str, timeout_seconds: float, echo: Callable[[str], object]) -> None:
+class Site:
+    """Where an environment is built.
+
+    Attributes:
+        tree: Files of the project, which are only read.
+        work: A folder for what is needed while it is built; it must not be there.
+        folder: Gets the environment.
+    """
+
+    __slots__ = ("folder", "tree", "work")
+
+    def __init__(self, tree: str, work: str, folder: str) -> None:
+        self.tree = tree
+        self.work = work
+        self.folder = folder
+
+
+def build_environment(site: Site, timeout_seconds: float, echo: Callable[[str], object]) -> None:
     """Build the environment that a project's own metadata asks for, with uv where it is, else with venv and pip.
 
+    What the project runs meanwhile can write to the site alone, where the kernel can see to that.
+
     Args:
-        tree: Working tree of the project.
-        folder: New folder of the cache.
+        site: Where.
         timeout_seconds: Longest time for each step.
         echo: Is given what the programs print.
 
     Raises:
         EnvironmentBuildError: The project says nothing of what it needs, or it cannot be built.
+        OSError: The site cannot be made.
     """
-    # Building writes into the project's folder, and the clone is others' as well.
-    source = os.path.join(folder, _SOURCE)
-    shutil.copytree(tree, source, symlinks=True)
-    make_writable(source)
+    source = os.path.join(site.work, _SOURCE)
+    os.mkdir(site.work)
+    os.mkdir(os.path.join(site.work, _TEMPORARY))
+    # Building writes into the project's folder, which the script is to find as it was committed.
+    shutil.copytree(site.tree, source, symlinks=True)
     wanted = _select_requirements(source)
-    venv = os.path.join(folder, VENV)
-    environ = _build_environ(os.environ)
-    for command in _build_commands(_find_uv(), venv, wanted):
-        try:
-            run_tool(Tool(command, source, environ, timeout_seconds), echo)
-        except ToolError as error:
-            raise EnvironmentBuildError(f"the environment cannot be built: {error}", error.log) from error
-    shutil.rmtree(source)
+    temporary = os.path.join(site.work, _TEMPORARY)
+    run_tool(Tool(_INDEX, source, _build_git_environ(os.environ), timeout_seconds))
+    environ = _build_environ(os.environ, temporary)
+    commands = _build_commands(_find_uv(), os.path.join(site.folder, VENV), wanted)
+    with _confining([site.folder, site.work]) as confine:
+        for command in commands:
+            tool = Tool(command, source, environ, timeout_seconds)
+            tool.prepare = confine
+            try:
+                run_tool(tool, echo)
+            except ToolError as error:
+                raise EnvironmentBuildError(f"the environment cannot be built: {error}", error.log) from error
+    shutil.rmtree(site.work, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _confining(writable: list[str]) -> Iterator[Callable[[], object] | None]:
+    """Yield what makes a new process able to write to some folders only; None where the kernel cannot do that."""
+    if not landlock.is_available():
+        yield None
+        return
+    fd = landlock.build_writing_domain([_DEVICES, *writable])
+    try:
+        yield partial(landlock.enter_domain, fd)
+    finally:
+        os.close(fd)
 
 
 def _select_requirements(source: str) -> list[str]:
@@ -131,12 +183,17 @@ def _build_commands(uv: str | None, venv: str, wanted: list[str]) -> list[list[s
     ]
 
 
-def _build_environ(environ: Mapping[str, str]) -> dict[str, str]:
-    unwanted = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
-    clean = {name: value for name, value in environ.items() if name not in unwanted and not name.startswith("OET_")}
-    # Copies: a hard link would make read-only what is in uv's own cache.
+def _build_git_environ(environ: Mapping[str, str]) -> dict[str, str]:
+    clean = {name: value for name, value in environ.items() if not name.startswith("GIT_")}
+    return {**clean, **NO_SETTINGS}
+
+
+def _build_environ(environ: Mapping[str, str], temporary: str) -> dict[str, str]:
+    clean = {name: value for name, value in environ.items() if not name.startswith(_UNWANTED)}
     clean.update(UV_LINK_MODE="copy", UV_PYTHON_DOWNLOADS="never", UV_NO_PROGRESS="1", GIT_TERMINAL_PROMPT="0")
-    return clean
+    # Scripts may have written to the user's caches, and to the packages in their home folder.
+    clean.update(UV_CACHE_DIR=os.path.join(temporary, "uv"), PIP_NO_CACHE_DIR="1", PYTHONNOUSERSITE="1")
+    return {**clean, "TMPDIR": temporary, "XDG_CACHE_HOME": temporary}
 
 
 def enter_environment(folder: str) -> None:

@@ -1,6 +1,7 @@
-"""Versions of git repositories: looked up, fetched once, and checked before they are used again.
+"""Versions of git repositories: looked up, and fetched.
 
-Nothing in a repository is run: no hook, no filter, no submodule; and git asks nobody for anything.
+git runs in a repository that was made for this execution, never in one that was there before, and writes no files of a
+commit: so nothing in a repository is run, no hook, no filter, no submodule. It asks nobody for anything.
 """
 
 from __future__ import annotations
@@ -8,41 +9,38 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import stat
 
 from oet_crds.git import find_problem, find_version_problem, mask_credentials
+from oet_runner.objects import make_git_dir
 from oet_runner.script import SourceError
 from oet_runner.tools import Tool, ToolError, run_tool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Mapping
+    from typing import BinaryIO, Mapping
 
     from oet_crds.git import GitPolicy
-    from oet_runner.cache import Cache
 
-__all__ = ["TREE", "Repository", "find_script"]
-
-TREE = "tree"
-"""The working tree, in a clone's folder of the cache."""
+__all__ = ["NO_SETTINGS", "Repository", "find_script"]
 
 UPSTREAM_BRANCH = "master"
 """The branch that clients of OET name when they mean the default one."""
 
 _FULL_COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
-_BYTECODE = ":(exclude,glob)**/__pycache__/**"
 _SAFE = (
     "core.hooksPath=/dev/null",
     "core.fsmonitor=false",
     "submodule.recurse=false",
     "protocol.ext.allow=never",
-    "core.trustctime=false",  # It changed when the right to write was taken away.
+    "fetch.unpackLimit=1",  # A pack is one file, however many objects are in it.
     "gc.auto=0",
     "maintenance.auto=false",
-    "advice.detachedHead=false",
-    "init.defaultBranch=none",
-    "safe.directory=*",  # The cache may be another user's volume; what is in it is checked, and runs nothing.
 )
+NO_SETTINGS = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1", "GIT_ATTR_NOSYSTEM": "1"}
+"""What git needs no network for needs nobody's settings."""
+
 _SSH = "ssh -o BatchMode=yes -o ConnectTimeout=20"
 
 
@@ -50,7 +48,7 @@ class Repository:
     """One repository, as far as it is allowed."""
 
     def __init__(self, url: str, policy: GitPolicy, environ: Mapping[str, str]) -> None:
-        """Take a repository.
+        """Take a repository. Ask nothing of it before `open`.
 
         Args:
             url: Where it is.
@@ -67,6 +65,13 @@ class Repository:
         self._policy = policy
         self._options = _build_options(policy)
         self._environ = _build_environ(policy, environ)
+        self._folder = ""
+        self._has_all = False
+
+    def open(self, folder: str) -> None:
+        """Make a new folder for what is fetched. Raises OSError."""
+        make_git_dir(folder)
+        self._folder = folder
 
     def resolve(self, branch: str | None, commit: str | None) -> str:
         """Return the full hash of a commit, or of the newest commit of a branch.
@@ -82,13 +87,16 @@ class Repository:
         if problem:
             raise SourceError(problem)
         if commit is not None:
-            # The beginning of a hash is looked up in the clone: a server does not know it.
-            return commit.lower()
+            if _FULL_COMMIT.fullmatch(commit.lower()):
+                return commit.lower()
+            # A server does not know the beginning of a hash, and what is in the cache might be another that begins so.
+            self._fetch_all()
+            return self._look_up(commit.lower())
         names = ["HEAD"]
         if branch is not None:
             names = [f"refs/heads/{branch}", f"refs/tags/{branch}^{{}}", f"refs/tags/{branch}"]
             names += ["HEAD"] if branch == UPSTREAM_BRANCH else []
-        listed = self._git(["ls-remote", "--", self._url, *names], "/")
+        listed = self._ask(["ls-remote", "--", self._url, *names])
         found = {name: value for value, _, name in (line.partition("\t") for line in listed.splitlines())}
         for name in names:
             if _FULL_COMMIT.fullmatch(found.get(name, "")):
@@ -97,82 +105,77 @@ class Repository:
         raise SourceError(f"repository {mask_credentials(self._url)} has {what}")
 
     def compute_name(self, commit: str) -> str:
-        """Return the name of a clone in the cache. Pure."""
+        """Return the name by which the cache knows a commit of this repository. Pure."""
         return f"{_digest(self._url)}-{commit}"
 
-    def take_clone(self, cache: Cache, commit: str) -> tuple[str, str]:
-        """Return the folder of a clone, whose `TREE` has the files of a commit, and the commit's full hash.
+    def save_objects(self, commit: str, path: str) -> None:
+        """Fetch a commit, unless it was fetched already, and write it and all that it holds into a file.
 
         Args:
-            cache: Where clones are kept.
-            commit: Full hash, or the beginning of one.
+            commit: Its full hash.
+            path: Of the new file, which `objects.ObjectStore` reads.
 
         Raises:
             SourceError: It cannot be fetched.
-            OSError: The cache cannot be used.
+            OSError: The file cannot be written.
         """
-        name = f"clone-{self.compute_name(commit)}"
-        folder = cache.take(
-            name,
-            lambda fresh: self._clone(os.path.join(fresh, TREE), commit),
-            lambda found: self._is_good(found, commit),
-        )
-        return folder, self._read_head(os.path.join(folder, TREE))
+        if self._has_all or not self._fetch_alone(commit):
+            self._fetch_all()
+            self._look_up(commit)
+            self._forget_all_but(commit)
+        command = ["cat-file", "--batch", "--batch-all-objects", "--unordered", "--buffer"]
+        with open(path, "xb") as file:
+            self._git(command, output=file)
 
-    def _clone(self, tree: str, commit: str) -> None:
-        os.mkdir(tree)
-        self._git(["init", "--quiet", "--template=", "."], tree)
-        wanted = commit
-        if not _FULL_COMMIT.fullmatch(commit) or not self._fetch_alone(tree, commit):
-            self._fetch_all(tree)
-            wanted = self._look_up(tree, commit)
-        self._git(
-            ["-c", "advice.detachedHead=false", "checkout", "--quiet", "--detach", "--no-recurse-submodules", wanted],
-            tree,
-        )
-
-    def _fetch_alone(self, tree: str, commit: str) -> bool:
+    def _fetch_alone(self, commit: str) -> bool:
         """Fetch one commit without its history; tell whether the server gives that."""
         try:
-            self._fetch(tree, ["--depth=1"], [commit])
+            self._fetch(["--depth=1"], [commit])
         except ToolError:
             return False
         return True
 
-    def _fetch_all(self, tree: str) -> None:
-        self._fetch(tree, [], ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"])
+    def _fetch_all(self) -> None:
+        if not self._has_all:
+            self._fetch([], ["+refs/heads/*:refs/remotes/origin/*", "+refs/tags/*:refs/tags/*"])
+        self._has_all = True
 
-    def _fetch(self, tree: str, options: list[str], names: list[str]) -> None:
+    def _fetch(self, options: list[str], names: list[str]) -> None:
         common = ["fetch", "--quiet", "--no-tags", "--no-recurse-submodules", "--no-write-fetch-head"]
-        self._git([*common, *options, "--", self._url, *names], tree)
+        self._ask([*common, *options, "--", self._url, *names])
 
-    def _look_up(self, tree: str, commit: str) -> str:
+    def _look_up(self, commit: str) -> str:
         try:
-            return self._git(
-                ["rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}"], tree
-            ).strip()
+            return self._git(["rev-parse", "--verify", "--quiet", "--end-of-options", f"{commit}^{{commit}}"]).strip()
         except ToolError:
             raise SourceError(
                 f"repository {mask_credentials(self._url)} has no commit {commit}, or several that begin so"
             ) from None
 
-    def _read_head(self, tree: str) -> str:
-        return self._git(["rev-parse", "--verify", "HEAD"], tree).strip()
+    def _forget_all_but(self, commit: str) -> None:
+        """Leave a commit alone, without the commits before it."""
+        found = self._look_up(commit)
+        shutil.rmtree(os.path.join(self._folder, "refs"))
+        os.mkdir(os.path.join(self._folder, "refs"))
+        for name, value in (("packed-refs", ""), ("shallow", found), ("HEAD", commit)):
+            with open(os.path.join(self._folder, name), "w", encoding="ascii") as file:
+                file.write(f"{value}\n" if value else "")
+        self._git(["repack", "-a", "-d", "--quiet"])
 
-    def _is_good(self, folder: str, commit: str) -> bool:
-        """Tell whether a clone has the files of its commit, all of them and no others, but for Python's own."""
-        tree = os.path.join(folder, TREE)
-        try:
-            if not self._read_head(tree).startswith(commit):
-                return False
-            status = ["status", "--porcelain", "--ignored", "--untracked-files=all", "--", ".", _BYTECODE]
-            return not self._git(["--no-optional-locks", *status], tree).strip()
-        except SourceError:
-            return False
+    def _ask(self, arguments: list[str]) -> str:
+        """Run git for what needs the network: it may use the user's settings for that, proxies for one."""
+        return self._git(arguments, {})
 
-    def _git(self, arguments: list[str], folder: str) -> str:
+    def _git(
+        self,
+        arguments: list[str],
+        settings: Mapping[str, str] = NO_SETTINGS,
+        output: BinaryIO | None = None,
+    ) -> str:
+        """Run git in the repository of this execution alone."""
+        environ = {**self._environ, **settings, "GIT_DIR": self._folder}
         command = ["git", *self._options, *arguments]
-        return run_tool(Tool(command, folder, self._environ, self._policy.fetch_timeout_seconds))
+        return run_tool(Tool(command, self._folder, environ, self._policy.fetch_timeout_seconds, output))
 
 
 def _build_options(policy: GitPolicy) -> list[str]:

@@ -20,7 +20,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Iterable, Iterator
 
-__all__ = ["MIN_ABI", "check_hidden", "is_available", "observe_abi", "restrict"]
+__all__ = [
+    "MIN_ABI",
+    "build_domain",
+    "build_writing_domain",
+    "check_hidden",
+    "enter_domain",
+    "is_available",
+    "observe_abi",
+    "restrict",
+]
 
 MIN_ABI = 2
 """Linux 5.19. Before, a domain cannot allow that a file is moved from one folder to another, which scripts do."""
@@ -95,22 +104,55 @@ def restrict(hidden: Iterable[str] = (), read_only: Iterable[str] = ()) -> None:
         OSError: Landlock is not there (ENOSYS), a folder above a path cannot be listed, or there are 16 domains already (E2BIG).
         ValueError: The root is to be hidden or only read.
     """
+    fd = build_domain(hidden, read_only)
+    try:
+        enter_domain(fd)
+    finally:
+        os.close(fd)
+
+
+def build_domain(hidden: Iterable[str] = (), read_only: Iterable[str] = ()) -> int:
+    """Return a file descriptor of the domain that `restrict` would enter, as the folders are now; raise as it does."""
+    rights = _find_rights()
+    marks = {**_resolve(read_only, _ONLY_READ), **_resolve(hidden, 0)}
+    rules = list(_find_rules("/", rights, marks))
+    return _build_ruleset(rights, [("/", _READ_DIR), *rules] if marks else rules)
+
+
+def build_writing_domain(writable: Iterable[str]) -> int:
+    """Return a file descriptor of a domain in which only some folders, and what is below them, can be written to.
+
+    Raises:
+        OSError: Landlock is not there (ENOSYS).
+    """
+    rights = _find_rights()
+    return _build_ruleset(rights, [("/", _ONLY_READ), *((os.path.realpath(path), rights) for path in writable)])
+
+
+def enter_domain(fd: int) -> None:
+    """Put the calling process, which must have one thread only, into a domain inside of the one that it is in. Raises OSError."""
+    _set_no_new_privileges()
+    _call(_RESTRICT_SELF, ctypes.c_int(fd), ctypes.c_uint32(0))
+
+
+def _find_rights() -> int:
+    """Return all rights to files that the kernel knows, of those that we take away. Raises OSError where it knows too few."""
     abi = observe_abi()
     if abi < MIN_ABI:
         raise OSError(errno.ENOSYS, f"Landlock: the kernel offers version {abi}, and {MIN_ABI} is needed")
-    rights = _ALL_OF_ABI_2 | (_TRUNCATE if abi >= 3 else 0)
-    marks = {**_resolve(read_only, _ONLY_READ), **_resolve(hidden, 0)}
-    ruleset = _RULESET.pack(rights, 0, _SCOPES if abi >= 6 else 0)
+    return _ALL_OF_ABI_2 | (_TRUNCATE if abi >= 3 else 0)
+
+
+def _build_ruleset(rights: int, rules: Iterable[tuple[str, int]]) -> int:
+    ruleset = _RULESET.pack(rights, 0, _SCOPES if observe_abi() >= 6 else 0)
     fd = _call(_CREATE_RULESET, ruleset, ctypes.c_size_t(len(ruleset)), ctypes.c_uint32(0))
     try:
-        if marks:
-            _allow(fd, "/", _READ_DIR)
-        for path, allowed in _find_rules("/", rights, marks):
+        for path, allowed in rules:
             _allow(fd, path, allowed)
-        _set_no_new_privileges()
-        _call(_RESTRICT_SELF, ctypes.c_int(fd), ctypes.c_uint32(0))
-    finally:
+    except BaseException:
         os.close(fd)
+        raise
+    return fd
 
 
 def check_hidden(hidden: Iterable[str]) -> None:

@@ -14,7 +14,7 @@ from oet_runner.script import SourceError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Callable, Mapping, Sequence
+    from typing import BinaryIO, Callable, Mapping, Sequence
 
 __all__ = ["Tool", "ToolError", "run_tool"]
 
@@ -37,15 +37,26 @@ class Tool:
         folder: Where it runs.
         environ: Its environment.
         timeout_seconds: After so long it is killed.
+        output: File that its standard output goes to; None: `run_tool` returns the end of it.
+        prepare: Is called in the new process before it becomes the program; None: nothing is.
     """
 
-    __slots__ = ("command", "environ", "folder", "timeout_seconds")
+    __slots__ = ("command", "environ", "folder", "output", "prepare", "timeout_seconds")
 
-    def __init__(self, command: Sequence[str], folder: str, environ: Mapping[str, str], timeout_seconds: float) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        folder: str,
+        environ: Mapping[str, str],
+        timeout_seconds: float,
+        output: BinaryIO | None = None,
+    ) -> None:
         self.command = list(command)
         self.folder = folder
         self.environ = dict(environ)
         self.timeout_seconds = timeout_seconds
+        self.output = output
+        self.prepare: Callable[[], object] | None = None
 
 
 def run_tool(tool: Tool, echo: Callable[[str], object] | None = None) -> str:
@@ -67,11 +78,12 @@ def run_tool(tool: Tool, echo: Callable[[str], object] | None = None) -> str:
             cwd=tool.folder,
             env=tool.environ,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=tool.output or subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
+            preexec_fn=tool.prepare,  # This process has one thread.
         )
-    except OSError as error:
+    except (OSError, subprocess.SubprocessError) as error:
         raise ToolError(f"cannot run {tool.command[0]}: {error}") from error
     try:
         printed, output = _read(process, tool, echo)
@@ -91,12 +103,12 @@ def run_tool(tool: Tool, echo: Callable[[str], object] | None = None) -> str:
 
 def _read(process: subprocess.Popen[bytes], tool: Tool, echo: Callable[[str], object] | None) -> tuple[str, str]:
     """Read until both outputs are closed; return the end of all that was printed, and of standard output alone."""
-    assert process.stdout
     assert process.stderr
+    stdout_fd = process.stdout.fileno() if process.stdout else None
     printed = output = b""
     deadline = time.monotonic() + tool.timeout_seconds
     poller = select.poll()
-    open_fds = {process.stdout.fileno(), process.stderr.fileno()}
+    open_fds = {fd for fd in (stdout_fd, process.stderr.fileno()) if fd is not None}
     for fd in open_fds:
         poller.register(fd, select.POLLIN)
     while open_fds:
@@ -110,7 +122,7 @@ def _read(process: subprocess.Popen[bytes], tool: Tool, echo: Callable[[str], ob
                 open_fds.discard(fd)
                 poller.unregister(fd)
             printed = (printed + data)[-OUTPUT_LIMIT_BYTES:]
-            if fd == process.stdout.fileno():
+            if fd == stdout_fd:
                 output = (output + data)[-OUTPUT_LIMIT_BYTES:]
             if echo is not None:
                 echo(mask_credentials(_decode(data)))

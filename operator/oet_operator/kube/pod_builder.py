@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from oet_crds.execution import ScriptExecution, ScriptExecutionSpec
-from oet_crds.git import GIT_VARIABLES
+from oet_crds.git import GIT_VARIABLES, SHARE_AUTO, SHARE_NEVER
 from oet_crds.names import (
     CONFIG_MAP_FOLDER,
     DEFAULT_CONTAINER_ANNOTATION,
@@ -47,6 +47,7 @@ USER_ID = 10001
 """The user of OET's image. Any number but 0 would do: the Pod Security standard "restricted" asks for no more."""
 
 POD_CACHE_FOLDER = "/tmp/oet-cache"
+POD_WORK_FOLDER = "/tmp/oet-work"
 """Clones and environments of a deployment that has no volume for them: they go with the Pod."""
 
 TIMELINE_VOLUME = "oet-timeline-token"
@@ -149,7 +150,14 @@ def build_pod(
 
 def build_git_environ(settings: GitSettings) -> dict[str, str]:
     """Return the environment by which the runner of a script from git knows what it may, and where to keep it. Pure."""
-    return {**settings.build_environ(), GIT_VARIABLES["cache_dir"]: settings.cache_dir or POD_CACHE_FOLDER}
+    # Other nodes may see the same volume, and their kernels may not keep scripts from writing there.
+    is_unsure = settings.share_environments == SHARE_AUTO or not settings.cache_dir
+    return {
+        **settings.build_environ(),
+        GIT_VARIABLES["cache_dir"]: settings.cache_dir or POD_CACHE_FOLDER,
+        GIT_VARIABLES["work_dir"]: settings.work_dir or POD_WORK_FOLDER,
+        GIT_VARIABLES["share_environments"]: SHARE_NEVER if is_unsure else settings.share_environments,
+    }
 
 
 def _fix(wanted: Mapping[str, str] | None, fixed: Mapping[str, str]) -> dict[str, str]:
