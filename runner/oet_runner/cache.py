@@ -281,9 +281,12 @@ def _make_read_only(folder: str) -> int:
 
 
 def _remove(folder: str) -> None:
-    for base, folders, _ in os.walk(folder):
-        for name in folders:
-            if not os.path.islink(os.path.join(base, name)):
-                os.chmod(os.path.join(base, name), 0o700)
     with contextlib.suppress(RecursionError):  # Nobody's project is so deep.
+        shutil.rmtree(folder, ignore_errors=True)
+        if not os.path.lexists(folder):
+            return
+        for base, folders, _ in os.walk(folder):
+            for name in folders:
+                if not os.path.islink(os.path.join(base, name)):
+                    os.chmod(os.path.join(base, name), 0o700)
         shutil.rmtree(folder, ignore_errors=True)

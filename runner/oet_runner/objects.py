@@ -133,16 +133,17 @@ def _is_plain(name: bytes) -> bool:
     return name not in (b"", b".", b"..") and b"/" not in name and name.lower() != GIT_DIR.encode()
 
 
-def write_files(store: ObjectStore, commit: str, folder: str, seconds: float) -> None:
+def write_files(store: ObjectStore, commit: str, folder: str, seconds: float, has_index: bool = False) -> None:
     """Write the files of a commit, byte for byte as they were committed, into a new folder.
 
-    Of a submodule there is an empty folder. `git` sees which commit it is, but has not its history.
+    Of a submodule there is an empty folder. git can be asked there which commit it is, but not for its history.
 
     Args:
         store: Where its objects are.
         commit: Its full name.
         folder: Is made.
         seconds: Longest time that it may take.
+        has_index: Whether git is to find also what it needs to say that no file is changed.
 
     Raises:
         ObjectsError: The objects are not those of the commit.
@@ -159,7 +160,7 @@ def write_files(store: ObjectStore, commit: str, folder: str, seconds: float) ->
     todo = [(folder.encode(), head[5:].decode("ascii", "replace"))]
     while todo:
         base, tree = todo.pop()
-        known.append(("tree", tree))
+        known += [("tree", tree)] if has_index else []
         for mode, name, child in store.list_entries(tree):
             if time.monotonic() > deadline:
                 raise SourceError(f"to write the files of commit {commit} took longer than {seconds:g} s")

@@ -107,7 +107,8 @@ class GitSource:
         store = ObjectStore(path, wanted)
         try:
             commit = store.find_commit(wanted)
-            write_files(store, commit, self._place(_TREE), self._policy.fetch_timeout_seconds)
+            is_built = self._git.get("createEnv") is True
+            write_files(store, commit, self._place(_TREE), self._policy.fetch_timeout_seconds, is_built)
         finally:
             store.close()
         return commit
