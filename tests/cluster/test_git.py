@@ -13,6 +13,7 @@ from oet_cluster.kubectl import Kubectl
 from oet_support_cluster import IMAGE, RESOURCE, prepare_namespace, running_operator, serving_in_a_pod
 from oet_support_git import Origin, build_project
 
+from oet_crds.git import SHARE_ALWAYS
 from oet_crds.names import GROUP, KIND, SCRIPT_CONTAINER, VERSION
 from oet_crds.states import State
 
@@ -20,6 +21,18 @@ pytestmark = pytest.mark.cluster
 
 CACHE = "/var/cache/oet"
 SCRIPT = "import observing\ndef main():\n    print('value', observing.VALUE)\n"
+WRITER = f"""
+import os, observing
+def main():
+    assert observing.VALUE == 1
+    for base, folders, files in os.walk("{CACHE}"):
+        for path in [os.path.join(base, "planted"), *(os.path.join(base, name) for name in files)]:
+            try:
+                open(path, "a").close()
+            except OSError:
+                continue
+            raise AssertionError(f"could write {{path}}")
+"""
 COUNT = 10
 MINUTES = "--timeout=240s"
 
@@ -62,6 +75,7 @@ def namespace(executions: Kubectl, folder: str, tmp_path_factory: pytest.TempPat
     (place / "template.json").write_text(json.dumps(template))
     prepare_namespace(executions)
     settings = {"OET_GIT_POD_TEMPLATE_FILE": str(place / "template.json"), "OET_GIT_CACHE_DIR": CACHE}
+    settings["OET_GIT_SHARE_ENVIRONMENTS"] = SHARE_ALWAYS
     with running_operator(executions, place / "operator.log", OET_GIT_PROTOCOLS="git", **settings):
         yield executions
 
@@ -75,7 +89,7 @@ def test_ten_at_once_make_one_clone_and_one_environment_for_the_node(
     namespace: Kubectl, folder: str, tmp_path: Path
 ) -> None:
     origin = Origin(tmp_path / "scripts")
-    commit = origin.commit({"a.py": SCRIPT, **build_project(f"open('{CACHE}/built', 'a').write('once ')\n")})
+    commit = origin.commit({"a.py": SCRIPT, **build_project()})
     with serving_in_a_pod(namespace, origin) as url:
         for number in range(COUNT):
             namespace.run("create", "--filename=-", manifest=_build(f"e{number}", url))
@@ -86,4 +100,18 @@ def test_ten_at_once_make_one_clone_and_one_environment_for_the_node(
     found = json.loads(namespace.run("get", RESOURCE, "--output=json"))["items"]
     assert {one["status"]["resolved"]["commit"] for one in found} == {commit}
     assert requests == COUNT + 1, "each asked for the branch, and one fetched the commit"
-    assert _run_as_root(namespace, folder, "cat /node/built") == "once "
+    made = _run_as_root(namespace, folder, "find /node -maxdepth 1 -name 'env-*'").split()
+    assert len(made) == 2, "one environment, and the link to it"
+
+
+def test_script_cannot_change_what_pods_after_it_find_in_the_shared_cache(
+    namespace: Kubectl, folder: str, tmp_path: Path
+) -> None:
+    origin = Origin(tmp_path / "scripts")
+    origin.commit({"a.py": WRITER, **build_project()})
+    complete = f"--for=jsonpath={{.status.state}}={State.COMPLETE}"
+    with serving_in_a_pod(namespace, origin) as url:
+        for name in ("first", "second"):
+            namespace.run("create", "--filename=-", manifest=_build(name, url))
+            namespace.run("wait", complete, f"{RESOURCE}/{name}", MINUTES)
+    assert _run_as_root(namespace, folder, "find /node -name planted") == ""

@@ -140,3 +140,5 @@ def test_settings_travel_to_the_runner_by_their_variables() -> None:
         name: getattr(settings, name) for name in GIT_VARIABLES
     }
     assert vars(GitSettings().build_policy()) == vars(GitPolicy())
+    with pytest.raises(ValueError, match="share_environments is 'sometimes'"):
+        GitPolicy.from_environ({GIT_VARIABLES["share_environments"]: "sometimes"})

@@ -143,6 +143,22 @@ def test_script_from_git_cannot_change_what_its_runner_may() -> None:
     # Without a volume of its own the cache goes with the Pod.
     assert env["OET_GIT_CACHE_DIR"].startswith("/tmp/")
     assert build_git_environ(GitSettings(cache_dir="/cache"))["OET_GIT_CACHE_DIR"] == "/cache"
+    assert env["OET_GIT_WORK_DIR"].startswith("/tmp/")
+    assert build_git_environ(GitSettings(work_dir="/work"))["OET_GIT_WORK_DIR"] == "/work"
+
+
+@pytest.mark.parametrize(
+    ("cache_dir", "wanted", "expected"),
+    [
+        ("/cache", "auto", "never"),
+        ("/cache", "never", "never"),
+        ("/cache", "always", "always"),
+        ("", "always", "never"),  # Nobody else sees the cache of a Pod.
+    ],
+)
+def test_pods_share_environments_only_where_somebody_says_so(cache_dir: str, wanted: str, expected: str) -> None:
+    environ = build_git_environ(GitSettings(cache_dir=cache_dir, share_environments=wanted))
+    assert environ["OET_GIT_SHARE_ENVIRONMENTS"] == expected
 
 
 @pytest.mark.parametrize("value", [None, "operation"])
