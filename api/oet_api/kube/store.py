@@ -104,7 +104,8 @@ def build_spec_patch(
     if after.args.main == before.spec.args.main or after.args.main is None:
         return MERGE_PATCH, {"metadata": metadata, "spec": fields}
     operations = [_replace(f"/metadata/{name}", value) for name, value in metadata.items()]
-    operations += [_replace(f"/spec/{name}", value) for name, value in fields.items()]
+    # `add` replaces what is there. What is absent, because kubectl created it so, cannot be replaced.
+    operations += [{"op": "add", "path": f"/spec/{name}", "value": value} for name, value in fields.items()]
     operations.append({"op": "add", "path": "/spec/args/main", "value": after.args.main.to_wire()})
     return JSON_PATCH, operations
 

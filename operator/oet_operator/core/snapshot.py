@@ -41,11 +41,13 @@ class RunnerObservation:
         presence: Whether it is there.
         reason: Why it is gone, lost, stuck or still pending, or is being ended; None when the shell does not know.
         message: The same in words; may be empty.
+        image: The image that it runs, by its digest; None: not known.
     """
 
     presence: Presence
     reason: Reason | None = None
     message: str = ""
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +60,7 @@ class Snapshot:
         locks: Who holds which subarray, and who waits for it.
         now: The time, aware, UTC.
         aborts: What it has to do with aborts.
+        ready_limit_seconds: `[engine] ready_limit_seconds`; 0: none.
     """
 
     execution: ScriptExecution
@@ -65,3 +68,4 @@ class Snapshot:
     locks: LockTable
     now: datetime
     aborts: AbortView = field(default_factory=AbortView)
+    ready_limit_seconds: float = 0.0

@@ -54,7 +54,8 @@ class PodFacts:
         is_finished: Its phase is Succeeded or Failed.
         reason: Why, of the Pod as a whole, for example `Evicted`; may be empty.
         message: The same in words; may be empty.
-        is_scheduled: It has a node.
+        node: Where it runs, or will; empty: it has no node yet.
+        image: The image of the script's container by its digest, as the node says; empty: not known.
         unschedulable: The scheduler's complaint; empty when there is none.
         disruption: Why the cluster ends it, for example `DeletionByPodGC`; empty: it does not.
         ended: How the script's container ended; None: it has not, as far as the node said.
@@ -73,7 +74,8 @@ class PodFacts:
     is_finished: bool = False
     reason: str = ""
     message: str = ""
-    is_scheduled: bool = False
+    node: str = ""
+    image: str = ""
     unschedulable: str = ""
     disruption: str = ""
     ended: Container | None = None
@@ -126,7 +128,8 @@ def parse_pod(pod: Mapping[str, Any]) -> PodFacts:
         is_finished=status.get("phase") in _FINISHED_PHASES,
         reason=_text(status, "reason"),
         message=_text(status, "message"),
-        is_scheduled=bool(_mapping(pod.get("spec")).get("nodeName")),
+        node=_text(_mapping(pod.get("spec")), "nodeName"),
+        image=_find_image(status),
         unschedulable=_text(scheduled, "message") if scheduled.get("reason") == Reason.UNSCHEDULABLE else "",
         disruption=_text(disruption, "reason") if disruption.get("status") == "True" else "",
         ended=_find_end(status),
@@ -145,6 +148,12 @@ def _find_end(status: Mapping[str, Any]) -> Container | None:
         if ended and ended.get("exitCode") and status.get("phase") in _FINISHED_PHASES:
             return _build_end(ended)
     return None
+
+
+def _find_image(status: Mapping[str, Any]) -> str:
+    """Return what the node names the image of the script's container by; empty while it has not said so."""
+    own = (one for one in _list(status.get("containerStatuses")) if one.get("name") == SCRIPT_CONTAINER)
+    return next((_text(one, "imageID") for one in own), "")
 
 
 def _build_end(ended: Mapping[str, Any]) -> Container:

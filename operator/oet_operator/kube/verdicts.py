@@ -7,7 +7,7 @@ said to have failed by anybody else may still run.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from oet_crds.execution import ScriptExecution
@@ -67,6 +67,14 @@ def observe_runner(
     Returns:
         The observation, and after how many seconds it may be another although nothing happens; None: never.
     """
+    observation, again = _observe(execution, sighting, settings, now)
+    image = sighting.pod.image if sighting.pod else ""
+    return (replace(observation, image=image) if image else observation), again
+
+
+def _observe(
+    execution: ScriptExecution, sighting: Sighting, settings: KubernetesSettings, now: datetime
+) -> tuple[RunnerObservation, float | None]:
     if sighting.pod is None:
         if execution.spec.mode is Mode.REHEARSAL and not settings.rehearsals and not has_claim(execution):
             return RunnerObservation(Presence.STUCK, Reason.REHEARSAL_UNAVAILABLE, _NO_REHEARSALS), None
@@ -178,7 +186,7 @@ def _observe_pending(
 
 def _describe_wait(pod: PodFacts, settings: KubernetesSettings) -> tuple[Reason | None, str, float]:
     """Return why a Pod does not run, in a word and in words, and how many seconds it may."""
-    if pod.unschedulable and not pod.is_scheduled:
+    if pod.unschedulable and not pod.node:
         return Reason.UNSCHEDULABLE, f"no node takes the Pod: {pod.unschedulable}", settings.pod_start_timeout_seconds
     if pod.waiting is None:
         return None, "", settings.pod_start_timeout_seconds
