@@ -99,7 +99,7 @@ def _end(reason: EventReason, words: str, *, is_warning: bool = False) -> Notice
         (
             _status(State.RUNNING),
             _status(State.STOPPED, Reason.STOP_REQUESTED),
-            [_end(EventReason.STOPPED, "StopRequested: why")],
+            [Notice(False, EventReason.STOPPING, "on request"), _end(EventReason.STOPPED, "StopRequested: why")],
         ),
         (
             _status(State.RUNNING),

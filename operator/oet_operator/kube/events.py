@@ -125,7 +125,11 @@ def _find_wait(before: ScriptExecutionStatus, after: ScriptExecutionStatus) -> N
 def _find_stop(before: ScriptExecutionStatus, execution: ScriptExecution) -> Notice | None:
     """Tell for whom, or for what, an execution is being stopped."""
     after, spec = execution.status, execution.spec
-    if find_condition(after, ConditionType.STOPPING) == find_condition(before, ConditionType.STOPPING):
+    is_stopping = find_condition(after, ConditionType.STOPPING) is not None
+    # A script that stops at once has ended before anything else was written.
+    was_quick = after.state is State.STOPPED and after.reason is Reason.STOP_REQUESTED
+    is_told = find_condition(before, ConditionType.STOPPING) is not None or is_final(before.state)
+    if is_told or not (is_stopping or was_quick):
         return None
     deadline = find_deadline(after)
     if deadline is not None and spec.desired_state is not DesiredState.STOPPED:
