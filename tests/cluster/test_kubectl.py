@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
 import pytest
 from oet_cluster.kubectl import Kubectl
 from oet_support import wait_until
+from oet_support_chart import CHART, find_helm
 from oet_support_cluster import Operator, prepare_namespace, running_operator
 from oet_support_executions import Executions
 
@@ -157,6 +160,30 @@ def test_line_that_was_never_there_means_running(world: Executions, name: str) -
     world.wait_for(name, State.COMPLETE)
     outcome = world.kubectl.attempt("apply", "--filename=-", manifest=_build(name, desiredState=DesiredState.READY))
     assert "it has ended" in outcome.complaint
+
+
+def _render_budget() -> str:
+    """Return the chart's PodDisruptionBudget over script Pods, and nothing else."""
+    values = ("--set=scripts.disruptionBudget=true", "--set=operator.replicas=1")
+    command = [str(find_helm()), "template", "oet", str(CHART), "--show-only=templates/disruption.yaml", *values]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
+
+
+def test_budget_of_the_chart_keeps_scripts_from_being_evicted(world: Executions, name: str, tmp_path: Path) -> None:
+    kubectl = world.kubectl
+    kubectl.run("apply", "--filename=-", manifest=_render_budget())
+    world.create(name, LONG)
+    pod = world.wait_for(name, State.RUNNING)["podName"]
+    eviction = tmp_path / "eviction.json"
+    metadata = {"name": pod, "namespace": kubectl.namespace}
+    eviction.write_text(json.dumps({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}))
+    path = f"/api/v1/namespaces/{kubectl.namespace}/pods/{pod}/eviction"  # What kubectl drain asks for.
+    outcome = kubectl.attempt("create", f"--raw={path}", f"--filename={eviction}")
+    assert "disruption budget" in outcome.complaint
+    assert world.get_status(name)["state"] == State.RUNNING
+    kubectl.run("delete", "poddisruptionbudget", "--all")
+    kubectl.run("create", f"--raw={path}", f"--filename={eviction}")
+    assert world.wait_for(name, State.FAILED)["reason"] == Reason.EVICTED
 
 
 def test_numbers_do_not_jump_when_the_operator_is_replaced(world: Executions, operator: Operator, name: str) -> None:
