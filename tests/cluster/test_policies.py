@@ -422,7 +422,7 @@ def test_part_of_a_template_that_no_pod_has_is_refused_whoever_asks_and_however_
 ) -> None:
     for template, words in (
         ({"nodeSelector": {}}, "nodeSelector"),
-        ({"spec": {}, "specs": {}, "meta": 1}, "meta, specs"),
+        ({"metadata": {}, "spec": {}, "specs": 1}, "specs"),
     ):
         spec = {"script": {"file": {"path": "a.py"}}, "podTemplate": template}
         manifest = {**build_abort("misspelt"), "spec": spec}
