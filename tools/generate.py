@@ -24,9 +24,9 @@ from generate_reference import build_crd_page, build_events_page, build_news_pag
 from oet_api.app import create_app
 from oet_api.services import compute_base
 from oet_crds.generate import FILE_NAME, render_crd
-from oet_crds.reasons import Reason
+from oet_crds.reasons import EventReason, Reason
 from oet_crds.settings import ServerSettings, Settings
-from oet_crds.states import FINAL_STATES, TRANSITIONS, State, is_allowed
+from oet_crds.states import FINAL_STATES, TRANSITIONS, ConditionType, State, is_allowed
 
 ROOT = Path(__file__).parents[1]
 NOTE = "<!-- Written by `make generate`. Do not edit. -->\n"
@@ -82,6 +82,17 @@ def build_states_page() -> str:
     lines += build_table(["of", "path"], [[name, build_path(path)] for name, path in USUAL_PATHS])
     lines += ["## Reasons\n", "Why it is in that state (`reason`), beside a message in words.\n"]
     lines += build_table(["reason", "meaning"], [[f"`{word}`", text] for word, text in read_meanings(Reason).items()])
+    lines += ["## Conditions\n", "On Kubernetes, for `kubectl wait --for=condition=...` (`status.conditions`).\n"]
+    lines += build_table(
+        ["condition", "meaning"], [[f"`{word}`", text] for word, text in read_meanings(ConditionType).items()]
+    )
+    lines += [
+        "## Events of Kubernetes\n",
+        "What `kubectl describe` shows for a while. Trouble has a reason of those above.\n",
+    ]
+    lines += build_table(
+        ["reason", "meaning"], [[f"`{word}`", text] for word, text in read_meanings(EventReason).items()]
+    )
     return "\n".join(lines)
 
 

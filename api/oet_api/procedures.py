@@ -251,7 +251,7 @@ class Procedures:
         """
         is_rehearsal = self._store.get(procedure_id).spec.mode is Mode.REHEARSAL
         has_abort = abort and not is_rehearsal
-        execution, is_first = self._ask_stop(procedure_id, has_abort)
+        execution, is_first = self._ask_stop(procedure_id, has_abort, origin.user)
         with self._waits.slot() as may_wait:
             wait = self._build_wait(may_wait)
             timeout = execution.spec.stop.grace_period_seconds + self._settings.stop_timeout_seconds
@@ -282,7 +282,7 @@ class Procedures:
 
         return wait
 
-    def _ask_stop(self, procedure_id: int, abort: bool) -> tuple[ScriptExecution, bool]:
+    def _ask_stop(self, procedure_id: int, abort: bool, user: str | None) -> tuple[ScriptExecution, bool]:
         """Store the request to stop.
 
         Returns:
@@ -303,7 +303,7 @@ class Procedures:
             if abort:
                 decide_abort(execution)
                 stop = execution.spec.stop.model_copy(update={"abort": True})
-            change = SpecChange(desired_state=DesiredState.STOPPED, stop=stop)
+            change = SpecChange(desired_state=DesiredState.STOPPED, stop=stop, user=user)
             if not abort or not is_abort_safe(execution):
                 break
             with suppress(ConflictError):

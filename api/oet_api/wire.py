@@ -10,7 +10,7 @@ import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, TypeAdapter, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, TypeAdapter, model_validator
 
 from oet_api.decisions import parse_lockable_subarray
 from oet_api.limits import is_clean_text
@@ -18,6 +18,7 @@ from oet_api.origin import MAX_REASON_CHARS
 from oet_crds.alarms import find_alarm
 from oet_crds.execution import (
     MAX_INLINE_SOURCE_CHARS,
+    MAX_LIMIT_SECONDS,
     ExecutionArgs,
     FileScript,
     GitScript,
@@ -206,6 +207,12 @@ class CreateProcedure(Request):
         Mode.OPERATION,
         description="Rehearsal: against a simulated telescope, out of reach of the real one, without holding the subarray.",
     )
+    ready_timeout_seconds: StrictInt | None = Field(
+        None,
+        ge=1,
+        le=MAX_LIMIT_SECONDS,
+        description="FAIL the procedure when it is not READY this long after its creation; absent: never.",
+    )
     reason: Reason = None
 
 
@@ -288,6 +295,7 @@ def build_spec(request: CreateProcedure, git: GitSettings) -> ScriptExecutionSpe
         script=_build_source(request.script, git),
         args=ExecutionArgs(init=build_spec_args(args.init), main=build_spec_args(args.main)),
         mode=request.mode,
+        ready_timeout_seconds=request.ready_timeout_seconds,
         desired_state=DesiredState.READY,
         when_busy=WhenBusy.REJECT,
     )

@@ -29,6 +29,7 @@ __all__ = [
     "pid_option",
     "rehearse_option",
     "print_result",
+    "ready_timeout_option",
     "reason_option",
     "script_argument",
     "take_script",
@@ -109,6 +110,12 @@ def rehearse_option(command: _Command) -> _Command:
 def reason_option(command: _Command) -> _Command:
     """Add `--reason`."""
     return click.option("--reason", metavar="TEXT", help="Why; kept in the procedure's timeline.")(command)
+
+
+def ready_timeout_option(command: _Command) -> _Command:
+    """Add `--ready-timeout`."""
+    about = "FAIL it when it is not READY after so many seconds."
+    return click.option("--ready-timeout", type=click.IntRange(min=1), metavar="SECONDS", help=about)(command)
 
 
 def output_option(command: _Command) -> _Command:
@@ -213,12 +220,18 @@ def build_script(name: str, git: dict[str, Any]) -> dict[str, Any]:
 
 
 def build_request(
-    script: dict[str, Any], init: dict[str, Any], *, rehearse: bool, reason: str | None = None
+    script: dict[str, Any],
+    init: dict[str, Any],
+    *,
+    rehearse: bool,
+    reason: str | None = None,
+    ready_timeout: int | None = None,
 ) -> dict[str, Any]:
     """Build the request for a procedure from its script and the arguments of init. Pure."""
     mode = {"mode": str(Mode.REHEARSAL)} if rehearse else {}
+    limit = {} if ready_timeout is None else {"ready_timeout_seconds": ready_timeout}
     why = {} if reason is None else {"reason": reason}
-    return {"script": script, "script_args": {"init": init}, **mode, **why}
+    return {"script": script, "script_args": {"init": init}, **mode, **limit, **why}
 
 
 def _read_standard_input() -> str:

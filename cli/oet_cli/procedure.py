@@ -22,6 +22,7 @@ from oet_cli.options import (
     output_option,
     pid_option,
     print_result,
+    ready_timeout_option,
     reason_option,
     rehearse_option,
     script_argument,
@@ -61,6 +62,7 @@ def _choose(client: Client, pid: int | None, verb: str) -> int:
 )
 @click.option("--wait", is_flag=True, help="Wait until it is READY.")
 @rehearse_option
+@ready_timeout_option
 @git_options
 @reason_option
 @output_option
@@ -74,8 +76,8 @@ def create(server_url: str, /, words: tuple[str, ...], subarray_id: int, wait: b
     client = Client(server_url)
     script, args, kwargs = take_script(words)
     init = {"args": args, "kwargs": {**kwargs, SUBARRAY_KEY: subarray_id}}
-    rehearse, reason = how.pop("rehearse"), how.pop("reason")
-    created = client.create(build_request(build_script(script, how), init, rehearse=rehearse, reason=reason))
+    choices = {name: how.pop(name) for name in ("rehearse", "reason", "ready_timeout")}
+    created = client.create(build_request(build_script(script, how), init, **choices))
     if wait:
         created = _wait_for(client, created, State.READY, None)
     print_result(created, output, lambda one: render_list([one]))

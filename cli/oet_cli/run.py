@@ -18,6 +18,7 @@ from oet_cli.options import (
     call_option,
     git_options,
     merge_calls,
+    ready_timeout_option,
     reason_option,
     rehearse_option,
     script_argument,
@@ -36,6 +37,7 @@ __all__ = ["run"]
 @call_option("init")
 @call_option("main")
 @rehearse_option
+@ready_timeout_option
 @git_options
 @reason_option
 @click.pass_obj
@@ -51,8 +53,8 @@ def run(server_url: str, /, words: tuple[str, ...], subarray_id: int | None, ini
     client, screen = Client(server_url), Screen()
     script, args, kwargs = take_script(words)
     init = merge_calls(init, [], {} if subarray_id is None else {SUBARRAY_KEY: subarray_id})
-    rehearse, reason = how.pop("rehearse"), how.pop("reason")
-    request = build_request(build_script(script, how), init, rehearse=rehearse, reason=reason)
+    choices = {name: how.pop(name) for name in ("rehearse", "reason", "ready_timeout")}
+    request = build_request(build_script(script, how), init, **choices)
     # SIGTERM is taken for Ctrl-C: who ends this command, such as `timeout`, wants the script ended.
     with raised(signal.SIGTERM):
         pid = _create(client, request)

@@ -65,6 +65,8 @@ def describe_deadline(reason: Reason, status: ScriptExecutionStatus) -> str:
     """Return the message of an execution that was stopped for a deadline: how far it was, and what it waited for."""
     if reason is Reason.NOT_NEEDED:
         return "nothing uses the subarray any more for which this abort script was held READY; it was not run"
+    if reason is Reason.NOT_STARTED:
+        return "READY, and nobody started it within [engine] ready_limit_seconds; it was stopped, and main never ran"
     limit = "not READY within readyTimeoutSeconds"
     if reason is Reason.DEADLINE_EXCEEDED:
         limit = "still active after activeDeadlineSeconds"
@@ -77,7 +79,7 @@ def describe_deadline(reason: Reason, status: ScriptExecutionStatus) -> str:
 
 def find_deadline_state(reason: Reason) -> State:
     """Return the final state of an execution that was stopped for a deadline."""
-    return State.STOPPED if reason is Reason.NOT_NEEDED else State.FAILED
+    return State.STOPPED if reason in (Reason.NOT_NEEDED, Reason.NOT_STARTED) else State.FAILED
 
 
 def with_final(
@@ -85,7 +87,8 @@ def with_final(
 ) -> ScriptExecutionStatus:
     """Return the status in a final state, with the reason in a word and in words, and the condition that tells it."""
     status = with_state(status, state, when).model_copy(update={"reason": reason, "message": message})
-    return with_condition(status, ConditionType.COMPLETE, state is State.COMPLETE, reason, when)
+    status = with_condition(status, ConditionType.COMPLETE, state is State.COMPLETE, reason, when)
+    return with_condition(status, ConditionType.FINISHED, True, reason, when)
 
 
 def with_reported_end(

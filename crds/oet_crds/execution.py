@@ -15,12 +15,13 @@ from pydantic.alias_generators import to_camel
 
 from oet_crds.names import GROUP, KIND, VERSION
 from oet_crds.reasons import Outcome, Reason
-from oet_crds.states import DesiredState, Mode, Purpose, State, is_final
+from oet_crds.states import FINAL_STATES, DesiredState, Mode, Purpose, State, is_final
 from oet_crds.subarrays import MAX_SUBARRAY
 
 __all__ = [
     "DEFAULT_GRACE_PERIOD_SECONDS",
     "HISTORY_LIMIT",
+    "MAX_LIMIT_SECONDS",
     "AbortStatus",
     "Activity",
     "Condition",
@@ -51,6 +52,9 @@ DEFAULT_GRACE_PERIOD_SECONDS = 10
 """Between the polite and the certain end of a script: long enough for one Tango command with its 3 s time-out and a
 second try, short enough for an operator who waits."""
 
+MAX_LIMIT_SECONDS = 100 * 365 * 24 * 3600
+"""Longest limit in time: more than any script lives, and little enough for a date that lies so far ahead."""
+
 HISTORY_LIMIT = 64
 """Entries that `status.history` keeps. The longest usual path has 11; the rest is room for repeats."""
 
@@ -69,6 +73,33 @@ def kubernetes_extension(**extensions: Any) -> dict[str, Any]:
 
 def _rule(rule: str, message: str) -> dict[str, str]:
     return {"rule": rule, "message": message}
+
+
+_RUN_AGAIN = "for another run create another ScriptExecution (a new name, or generateName with `kubectl create`)"
+"""What to do instead of a change that is refused."""
+
+
+def _fixed(field: str, words: str = "") -> str:
+    """Build the message of a rule by which a field never changes."""
+    return f"{field} is immutable{words}; {_RUN_AGAIN}"
+
+
+def _desires(who: str, state: DesiredState) -> str:
+    """Build the condition that a spec desires a state; absent means Running, but nothing is filled in (`desired_state`)."""
+    given = f"{who}.desiredState == '{state}'"
+    return (
+        f"(!has({who}.desiredState) || {given})"
+        if state is DesiredState.RUNNING
+        else f"(has({who}.desiredState) && {given})"
+    )
+
+
+def _kept(field: str, meaning: str) -> dict[str, str]:
+    """Build the rule that a line is not taken away: absent would mean something else than what was asked."""
+    return _rule(
+        f"!has(oldSelf.{field}) || has(self.{field})",
+        f"{field} cannot be taken away, for that would mean {meaning}: say which value is wanted",
+    )
 
 
 def _unchanged(field: str) -> str:
@@ -95,11 +126,24 @@ class Model(BaseModel):
 ANY_JSON: dict[str, Any] = {**kubernetes_extension(preserve_unknown_fields=True), "nullable": True}
 """Schema of a value that is kept as it comes. Nullable, or a rule that compares it would fail on a null."""
 
-FreeForm = Annotated[dict[str, Any], Field(json_schema_extra=kubernetes_extension(preserve_unknown_fields=True))]
-"""An object that no rule looks at: rules compare unknown fields by value only, so they take a renamed one for the same."""
-
 Keywords = Annotated[dict[str, Any], Field(json_schema_extra={"additionalProperties": ANY_JSON})]
 """An object of any JSON whose keys and values rules can compare."""
+
+
+PodTemplate = Annotated[
+    dict[str, Any],
+    Field(
+        json_schema_extra={
+            "properties": {
+                "metadata": {**ANY_JSON, "description": "Labels and annotations."},
+                "spec": {**ANY_JSON, "description": "As of a Pod; containers are merged by their name."},
+            },
+            **kubernetes_extension(preserve_unknown_fields=True),
+        }
+    ),
+]
+"""A part of a Pod. Two parts are named, or rules could not compare them: objects of unknown fields they take for equal when a
+field was renamed. Other fields are kept, so that they are refused (by the chart's policy, by the operator) and not dropped."""
 
 
 class FileScript(Model):
@@ -218,34 +262,38 @@ class ScriptExecutionSpec(Model):
     model_config = ConfigDict(
         json_schema_extra=kubernetes_extension(
             validations=[
-                _rule("self.script == oldSelf.script", "script is immutable"),
-                _rule(
-                    _unchanged("mode"), "mode is immutable: an execution is a rehearsal from the beginning, or never"
-                ),
-                _rule(_unchanged("purpose"), "purpose is immutable"),
-                _rule(_unchanged("subarray"), "subarray is immutable: neither changed nor added nor removed"),
+                _rule("self.script == oldSelf.script", _fixed("script")),
+                _rule(_unchanged("mode"), _fixed("mode", ": an execution is a rehearsal from the beginning, or never")),
+                _rule(_unchanged("purpose"), _fixed("purpose")),
+                _rule(_unchanged("subarray"), _fixed("subarray", ": neither changed nor added nor removed")),
                 _rule(
                     "has(self.activity) == has(oldSelf.activity) && (!has(self.activity) || "
                     "(self.activity.name == oldSelf.activity.name && self.activity.sbdId == oldSelf.activity.sbdId "
                     "&& self.activity.sbiId == oldSelf.activity.sbiId))",
-                    "activity is immutable: an execution belongs to one scheduling block instance, or to none",
+                    _fixed("activity", ": an execution belongs to one scheduling block instance, or to none"),
                 ),
-                _rule(_unchanged("args.init"), "args.init is immutable: neither changed nor added nor removed"),
+                _rule(_unchanged("args.init"), _fixed("args.init", ": neither changed nor added nor removed")),
                 _rule(
-                    f"oldSelf.desiredState == '{DesiredState.READY}' || ({_unchanged('args.main')})",
-                    "args.main is immutable once Running was asked",
+                    f"{_desires('oldSelf', DesiredState.READY)} || ({_unchanged('args.main')})",
+                    _fixed("args.main", " once Running was asked"),
+                ),
+                _kept("desiredState", "Running"),
+                _kept("whenBusy", "Wait"),
+                _rule(
+                    f"!{_desires('oldSelf', DesiredState.STOPPED)} || {_desires('self', DesiredState.STOPPED)}",
+                    f"desiredState Stopped is final; {_RUN_AGAIN}",
                 ),
                 _rule(
-                    f"oldSelf.desiredState != '{DesiredState.STOPPED}' || self.desiredState == '{DesiredState.STOPPED}'",
-                    "desiredState Stopped is final",
+                    f"!({_desires('oldSelf', DesiredState.STOPPED)} && oldSelf.stop.abort) || self.stop.abort",
+                    "an abort that was asked for with the stop cannot be taken back",
                 ),
                 _rule(
                     "!has(oldSelf.abortOf) || (has(self.abortOf) && self.abortOf == oldSelf.abortOf)",
                     "abortOf is immutable once it is set",
                 ),
                 _rule(
-                    f"!has(self.purpose) || self.purpose != '{Purpose.ABORT}' || self.desiredState != '{DesiredState.RUNNING}' "
-                    "|| has(self.abortOf)",
+                    f"!has(self.purpose) || self.purpose != '{Purpose.ABORT}' "
+                    f"|| !{_desires('self', DesiredState.RUNNING)} || has(self.abortOf)",
                     "an abort script is started by a stop with abort, never by hand",
                 ),
                 _rule(
@@ -292,26 +340,42 @@ class ScriptExecutionSpec(Model):
     activity: Activity | None = Field(
         None, description="The activity that is carried out; absent: the script is run for itself."
     )
+    # No defaults in the schema for the next two: the API server would fill them in whenever a line is taken away as well.
     desired_state: DesiredState = Field(
-        DesiredState.RUNNING, description="Ready: prepare and hold; Running: run; Stopped: stop, for good."
+        DesiredState.RUNNING,
+        description="Ready: prepare and hold; Running, also when it is absent from the beginning: run; Stopped: stop, for good.",
+        json_schema_extra={"default": None},
     )
-    when_busy: WhenBusy = Field(WhenBusy.WAIT, description="Wait for a held subarray, or reject the start.")
+    when_busy: WhenBusy = Field(
+        WhenBusy.WAIT,
+        description="Wait for a held subarray, also when it is absent from the beginning, or reject the start.",
+        json_schema_extra={"default": None},
+    )
     stop: StopOptions = Field(
         default_factory=StopOptions, description="How a stop is done.", json_schema_extra={"default": {}}
     )
     active_deadline_seconds: int | None = Field(
-        None, ge=1, description="Stop and fail the execution this long after its creation; absent: never."
+        None,
+        ge=1,
+        le=MAX_LIMIT_SECONDS,
+        description="Stop and fail the execution this long after its creation; absent: never.",
     )
     ready_timeout_seconds: int | None = Field(
-        None, ge=1, description="Fail the execution when it is not READY after this long; absent: never."
+        None,
+        ge=1,
+        le=MAX_LIMIT_SECONDS,
+        description="Fail the execution when it is not READY after this long; absent: never.",
     )
     ttl_seconds_after_finished: int | None = Field(
-        None, ge=0, description="Remove the finished execution after this long; absent: keep it."
+        None,
+        ge=0,
+        le=MAX_LIMIT_SECONDS,
+        description="Remove the finished execution after this long; absent: keep it.",
     )
     image: str | None = Field(
         None, min_length=1, max_length=1024, description="Python image to run in; absent: OET's own."
     )
-    pod_template: FreeForm | None = Field(
+    pod_template: PodTemplate | None = Field(
         None, description="Overlay on the Pod: resources, volumes, node selector, tolerations, environment."
     )
 
@@ -371,8 +435,7 @@ class Resolved(Model):
     """What references became when they were looked up."""
 
     commit: str | None = Field(None, description="The commit that the branch named.")
-    environment: str | None = Field(None, description="The Python environment that was built or found.")
-    image: str | None = Field(None, description="The image that runs the script.")
+    image: str | None = Field(None, description="The image that ran the script, by its digest, as its node names it.")
 
 
 class RunnerExit(Model):
@@ -469,9 +532,23 @@ class ScriptExecution(Model):
         json_schema_extra=kubernetes_extension(
             validations=[
                 _rule(
-                    f"self.spec.desiredState != '{DesiredState.READY}' || oldSelf.spec.desiredState == self.spec.desiredState "
+                    f"!{_desires('self.spec', DesiredState.READY)} || {_desires('oldSelf.spec', DesiredState.READY)} "
                     "|| !oldSelf.?status.?grant.hasValue()",
                     "main has begun: desiredState cannot go back to Ready, only to Stopped",
+                ),
+                _rule(
+                    f"!oldSelf.?status.?podName.hasValue() || ({_unchanged('spec.image')})",
+                    _fixed("image", " once its Pod was made"),
+                ),
+                _rule(
+                    f"!oldSelf.?status.?podName.hasValue() || ({_unchanged('spec.podTemplate')})",
+                    _fixed("podTemplate", " once its Pod was made"),
+                ),
+                _rule(
+                    f"!(oldSelf.?status.?state.orValue('') in {[str(state) for state in sorted(FINAL_STATES)]}) "
+                    f"|| {_desires('self.spec', DesiredState.STOPPED)} "
+                    f"|| {_desires('self.spec', DesiredState.READY)} == {_desires('oldSelf.spec', DesiredState.READY)}",
+                    f"it has ended, so that nothing can be started any more; {_RUN_AGAIN}",
                 ),
             ]
         )

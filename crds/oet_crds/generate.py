@@ -41,9 +41,10 @@ _COLUMNS = (
 
 _WIDE_COLUMNS = (
     ("Mode", "string", ".spec.mode", "Operation on the telescope, or Rehearsal on a simulated one."),
-    ("Desired", "string", ".spec.desiredState", "What its user wants."),
+    ("Desired", "string", ".spec.desiredState", "What its user wants; empty: Running."),
     ("Reason", "string", ".status.reason", "Why it is in this state."),
     ("Pod", "string", ".status.podName", "The Pod that runs it."),
+    ("Message", "string", ".status.message", "The reason in words."),
 )
 """Shown by `kubectl get -o wide` only."""
 

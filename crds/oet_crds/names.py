@@ -36,6 +36,7 @@ __all__ = [
     "SCRIPT_CONTAINER",
     "SERVICE_ACCOUNT_FOLDER",
     "SHORT_NAME",
+    "STOPPED_BY_ANNOTATION",
     "SUBARRAY_LABEL",
     "TIMELINE_AUDIENCE",
     "TIMELINE_CA_FILE_VARIABLE",
@@ -75,6 +76,10 @@ EXECUTION_NAME_ANNOTATION = f"{GROUP}/execution"
 
 PROCEDURE_LABEL = f"{GROUP}/procedure-id"
 """On every script Pod: the number that users know its execution by."""
+
+STOPPED_BY_ANNOTATION = f"{GROUP}/stopped-by"
+"""On an execution that was stopped over REST: who asked for it, as the ingress names the caller. For people; it allows
+nothing."""
 
 SUBARRAY_LABEL = f"{GROUP}/subarray"
 """On every script Pod: the subarray that its execution locks, or `NO_SUBARRAY`; absent: the start may still name one."""

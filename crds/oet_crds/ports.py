@@ -37,6 +37,8 @@ class SpecChange:
     stop: StopOptions | None = None
     abort_of: str | None = None
     """Sets `spec.abort_of`: starts an abort script that is held, for this stopped execution."""
+    user: str | None = None
+    """Who asks for a stop; for people, where an engine can keep it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from enum import Enum
 
-__all__ = ["Outcome", "Reason"]
+__all__ = ["EventReason", "Outcome", "Reason"]
 
 
 class Outcome(str, Enum):
@@ -89,6 +89,8 @@ class Reason(str, Enum):
     """An abort was asked for with the stop, and no subarray is known to abort. An alarm."""
     ARMING_FAILED = "ArmingFailed"
     """The abort script that was to be held READY could not be, or ended: the next abort takes as long as a start. An alarm."""
+    NOT_STARTED = "NotStarted"
+    """READY, and not started within `[engine] ready_limit_seconds`."""
     NOT_NEEDED = "NotNeeded"
     """Nothing runs on the subarray any more for which the abort script was held READY."""
     END_UNCONFIRMED = "EndUnconfirmed"
@@ -99,5 +101,30 @@ class Reason(str, Enum):
     """Of an UNKNOWN execution: a person has released its subarray; the message says why."""
     NODE_LOST = "NodeLost"
     """The node that ran the script is not reachable; what the script does is not known."""
+
+    __str__ = str.__str__
+
+
+class EventReason(str, Enum):
+    """What a Kubernetes Event tells of an execution's usual life (its `reason`); Events of trouble have a `Reason`."""
+
+    PLACED = "Placed"
+    """Its Pod has a node."""
+    READY = "Ready"
+    """The script is prepared."""
+    STARTED = "Started"
+    """`main` has begun."""
+    START_REFUSED = "StartRefused"
+    """Its subarray was busy; the message names the holder."""
+    STOPPING = "Stopping"
+    """It is being stopped; the message says for whom, or for what."""
+    COMPLETED = "Completed"
+    """It ended COMPLETE."""
+    STOPPED = "Stopped"
+    """It ended STOPPED."""
+    FAILED = "Failed"
+    """It ended FAILED; the message begins with the reason."""
+    UNKNOWN = "Unknown"
+    """It ended UNKNOWN; the message begins with the reason."""
 
     __str__ = str.__str__

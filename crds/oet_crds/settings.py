@@ -18,6 +18,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 import oet_crds
 from oet_crds.aborts import ABORT_SCRIPT, parse_abort_script
+from oet_crds.execution import MAX_LIMIT_SECONDS
 from oet_crds.flags import READ_VIA_PUBSUB, parse_flag
 from oet_crds.git import GIT_VARIABLES, PROTOCOLS, SHARING, GitPolicy, find_problem
 from oet_crds.ini import Entries, Entry, SettingsError, find_settings_files, merge_entries, parse_ini, read_ini
@@ -196,6 +197,14 @@ class EngineSettings(_Section):
         description="For each subarray on which a script is READY or RUNNING, an abort script is held READY, so that an abort "
         "starts nothing.",
         json_schema_extra=_env("OET_PREARM_ABORT"),
+    )
+    ready_limit_seconds: float = Field(
+        8 * 3600.0,
+        ge=0,
+        le=MAX_LIMIT_SECONDS,
+        description="A script that is READY and that nobody starts is STOPPED after this long, a shift by default: it keeps "
+        "memory, and on Kubernetes a node, for nobody; 0: never. Abort scripts that are held READY are not.",
+        json_schema_extra=_env("OET_READY_LIMIT_SECONDS"),
     )
     isolation: str = Field(
         "auto",

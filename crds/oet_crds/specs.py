@@ -17,6 +17,9 @@ from oet_crds.subarrays import SUBARRAY_KEY, parse_subarray
 __all__ = ["compute_subarray", "describe_script", "validate_change", "validate_release", "validate_subarray"]
 
 
+_RUN_AGAIN = "to run the script again, create another one"
+
+
 def _list_arguments(spec: ScriptExecutionSpec) -> list[Any]:
     calls = [call for call in (spec.args.init, spec.args.main) if call]
     return [call.kwargs[SUBARRAY_KEY] for call in calls if call.kwargs.get(SUBARRAY_KEY) is not None]
@@ -76,9 +79,9 @@ def validate_change(execution: ScriptExecution, change: SpecChange) -> ScriptExe
     # What may still run can be stopped, and its subarray be aborted.
     is_over = execution.is_finished and not (is_holding_unknown(execution) and desired is DesiredState.STOPPED)
     if is_over and desired is not spec.desired_state:
-        raise InvalidTransitionError(f"{name} is {state}: a finished procedure takes no change", state)
+        raise InvalidTransitionError(f"{name} is {state}: a finished procedure takes no change; {_RUN_AGAIN}", state)
     if spec.desired_state is DesiredState.STOPPED and desired is not DesiredState.STOPPED:
-        raise InvalidTransitionError(f"{name} is being stopped, and a stop is final", state)
+        raise InvalidTransitionError(f"{name} is being stopped, and a stop is final; {_RUN_AGAIN}", state)
     if desired is DesiredState.READY and execution.status.grant:
         raise InvalidTransitionError(f"{name} was started; it can only be stopped", state)
     if spec.purpose is Purpose.ABORT and desired is DesiredState.RUNNING and not (spec.abort_of or change.abort_of):
@@ -91,7 +94,7 @@ def validate_change(execution: ScriptExecution, change: SpecChange) -> ScriptExe
     args = spec.args
     if change.main is not None and change.main != args.main:
         if spec.desired_state is not DesiredState.READY:
-            raise InvalidTransitionError(f"{name} was started with other arguments of main", state)
+            raise InvalidTransitionError(f"{name} was started with other arguments of main; {_RUN_AGAIN}", state)
         args = ExecutionArgs.model_construct(init=args.init, main=change.main)
     changed = spec.model_copy(
         update={
@@ -127,8 +130,12 @@ def validate_release(execution: ScriptExecution) -> bool:
 
 
 def _check_abort(execution: ScriptExecution, change: SpecChange) -> None:
-    """Raise InvalidTransitionError for a stop with abort when nothing says which subarray to abort."""
+    """Raise InvalidTransitionError for a stop with abort when nothing says which subarray to abort, and for one taken back."""
     spec = execution.spec
+    is_asked = spec.desired_state is DesiredState.STOPPED and spec.stop.abort
+    if is_asked and change.stop is not None and not change.stop.abort:
+        name, state = f"Procedure {execution.procedure_id}", execution.status.state
+        raise InvalidTransitionError(f"{name} was stopped with an abort, which cannot be taken back", state)
     is_new = change.desired_state is DesiredState.STOPPED and spec.desired_state is not DesiredState.STOPPED
     is_named = _find_named(spec) is not None
     if is_new and (change.stop or spec.stop).abort and spec.mode is not Mode.REHEARSAL and not is_named:

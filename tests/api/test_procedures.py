@@ -723,6 +723,14 @@ def test_held_abort_scripts_are_listed_for_who_asks_and_not_started(client: Any,
     assert client.stop(armed).status_code == 200
 
 
+@pytest.mark.parametrize(("value", "status"), [(30, 201), (1, 201), (0, 422), (1.5, 422), ("30", 422), (10**12, 422)])
+def test_ready_timeout_is_a_whole_number_of_seconds(client: Any, store: Any, value: Any, status: int) -> None:
+    made = client.ask("POST", "/procedures/", {"script": INLINE, "ready_timeout_seconds": value})
+    assert made.status_code == status
+    if status == 201:
+        assert store.get(made.json["id"]).spec.ready_timeout_seconds == value
+
+
 def test_stop_of_a_rehearsal_runs_no_abort_and_says_so(client: Any, store: Any) -> None:
     body = {"script": INLINE, "script_args": {"init": {"kwargs": {"subarray_id": 1}}}, "mode": "Rehearsal"}
     made = client.ask("POST", "/procedures/", body)

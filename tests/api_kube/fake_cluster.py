@@ -201,6 +201,8 @@ class FakeCluster(FakeApi):
                 target = changed
                 for part in parents:
                     target = target[part]
+                if operation["op"] == "replace" and last not in target:
+                    return 422, build_error(422, "Invalid", "replace operation does not apply: doc is missing key")
                 target[last] = operation["value"]
         if changed["metadata"]["uid"] != wire["metadata"]["uid"]:
             cause = {"field": "metadata.uid", "message": "field is immutable"}

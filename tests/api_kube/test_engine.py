@@ -21,7 +21,8 @@ from oet_crds.errors import (
     OverloadedError,
     UnavailableError,
 )
-from oet_crds.execution import FileScript, FunctionArgs, ScriptExecutionSpec, ScriptSource, StopOptions
+from oet_crds.execution import FileScript, FunctionArgs, ScriptExecutionSpec, ScriptSource, StopOptions, WhenBusy
+from oet_crds.names import STOPPED_BY_ANNOTATION
 from oet_crds.ports import SpecChange
 from oet_crds.states import DesiredState, State
 from oet_crds.topics import EntryKind, Topic
@@ -168,6 +169,25 @@ def test_arguments_of_main_are_replaced_exactly(engine: KubeEngine, cluster: Fak
     changed = engine.change(number, SpecChange(desired_state=DesiredState.RUNNING, main=main))
     assert changed.spec.args.main == main
     assert cluster.find(number)["spec"]["args"]["main"] == main.to_wire()
+
+
+def test_start_of_what_kubectl_created_without_a_line_brings_it_along(engine: KubeEngine, cluster: FakeCluster) -> None:
+    number = create(engine)
+    with cluster.lock:
+        del cluster.find(number)["spec"]["whenBusy"]  # The API server fills it in no more.
+    main = FunctionArgs(args=[1])
+    change = SpecChange(desired_state=DesiredState.RUNNING, main=main, when_busy=WhenBusy.REJECT)
+    assert engine.change(number, change).spec.when_busy is WhenBusy.REJECT
+    assert cluster.find(number)["spec"]["args"]["main"] == main.to_wire()
+
+
+@pytest.mark.parametrize(("user", "kept"), [("Ana", "Ana"), (None, None)])
+def test_stop_keeps_who_asked_for_it_where_kubectl_shows_it(
+    engine: KubeEngine, cluster: FakeCluster, user: str | None, kept: str | None
+) -> None:
+    number = create(engine)
+    engine.change(number, SpecChange(desired_state=DesiredState.STOPPED, user=user))
+    assert cluster.find(number)["metadata"].get("annotations", {}).get(STOPPED_BY_ANNOTATION) == kept
 
 
 @pytest.mark.parametrize("failures", [[503, 500, 429], ["lose", 503]], ids=["refused", "lost"])

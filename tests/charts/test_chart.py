@@ -266,7 +266,7 @@ def test_policies_know_the_accounts_and_the_label_by_their_names(render: Render)
     variables = {
         (policy["metadata"]["name"].rpartition(".")[2], each["name"]): each["expression"]
         for policy in policies
-        for each in policy["spec"]["variables"]
+        for each in policy["spec"].get("variables", [])
     }
     operator, runner = (f"'system:serviceaccount:observatory:my-{part}'" for part in ("operator", "runner"))
     assert (
@@ -278,20 +278,26 @@ def test_policies_know_the_accounts_and_the_label_by_their_names(render: Render)
     assert variables["pods", "isRunner"].endswith("== 'my-runner'")
     text = json.dumps(policies)
     assert f"[?'{MANAGED_LABEL}'].orValue('') == '{MANAGED_VALUE}'" in text
+    key = "kubernetes.io/metadata.name"
     for policy in policies:
         spec = policy["spec"]
-        assert spec["failurePolicy"] == "Fail"
-        selector = {"matchLabels": {"kubernetes.io/metadata.name": "observatory"}}
+        is_elsewhere = policy["metadata"]["name"].endswith(".elsewhere")
+        assert spec["failurePolicy"] == ("Ignore" if is_elsewhere else "Fail")
+        others = {"matchExpressions": [{"key": key, "operator": "NotIn", "values": ["observatory"]}]}
+        selector = others if is_elsewhere else {"matchLabels": {key: "observatory"}}
         assert spec["matchConstraints"]["namespaceSelector"] == selector
 
 
-def test_each_policy_is_bound_and_denies(render: Render) -> None:
-    objects = render()
+@pytest.mark.parametrize("warns", [True, False])
+def test_each_policy_is_bound_and_denies_but_for_the_one_that_warns_elsewhere(render: Render, warns: bool) -> None:
+    objects = render({"policy": {"warnElsewhere": warns}})
     policies = {each["metadata"]["name"] for each in objects if each["kind"] == "ValidatingAdmissionPolicy"}
     bindings = [each["spec"] for each in objects if each["kind"] == "ValidatingAdmissionPolicyBinding"]
-    names = {f"observatory.oet.{name}" for name in ("aborts", "pods", "sizes", "status")}
-    assert {each["policyName"] for each in bindings} == policies == names
-    assert all(each == {"policyName": each["policyName"], "validationActions": ["Deny"]} for each in bindings)
+    names = {f"observatory.oet.{name}": ["Deny"] for name in ("aborts", "ends", "pods", "sizes", "status", "templates")}
+    if warns:
+        names["observatory.oet.elsewhere"] = ["Warn"]
+    assert {each["policyName"]: each["validationActions"] for each in bindings} == names
+    assert policies == names.keys()
 
 
 CORE, LEASES = "", "coordination.k8s.io"
@@ -499,6 +505,12 @@ def test_budget_is_there_unless_there_is_one_replica(render: Render, replicas: i
     assert api["spec"].get("replicas") == replicas
     assert ("replicas" in api["spec"]) is (replicas is not None)
     assert [each["metadata"]["name"] for each in objects if each["kind"] == "PodDisruptionBudget"] == budgets
+
+
+def test_scripts_have_a_budget_only_if_that_is_wanted(render: Render) -> None:
+    objects = render({"scripts": {"disruptionBudget": True}, "operator": {"replicas": 1}})
+    (budget,) = [each for each in objects if each["kind"] == "PodDisruptionBudget"]
+    assert budget["spec"]["selector"] == {"matchLabels": {MANAGED_LABEL: MANAGED_VALUE}}
 
 
 @pytest.mark.parametrize(

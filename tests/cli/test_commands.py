@@ -109,6 +109,14 @@ def test_rehearse_asks_for_a_rehearsal(oet: Any, server: Any, command: str) -> N
     assert server.asked[0].body["mode"] == "Rehearsal"
 
 
+@pytest.mark.parametrize("command", ["create", "run"])
+def test_ready_timeout_goes_with_the_request(oet: Any, server: Any, command: str) -> None:
+    server.play("POST /procedures/", server.Answer({"detail": "no"}, 409))
+    assert oet("procedure", command, "file:///a.py", "--ready-timeout=30").code != 0
+    assert server.asked[0].body["ready_timeout_seconds"] == 30
+    assert oet("procedure", command, "file:///a.py", "--ready-timeout=0").code != 0
+
+
 def test_create_from_a_path_sends_it_whole(
     oet: Any, server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -12,7 +12,7 @@ import yaml
 from oet_cluster.kubectl import Kubectl, Outcome
 from oet_cluster.waiting import wait_for
 
-from oet_crds.execution import ScriptExecutionSpec
+from oet_crds.execution import ScriptExecutionSpec, WhenBusy
 from oet_crds.names import CATEGORY, GROUP, KIND, PLURAL, SHORT_NAME, VERSION
 from oet_crds.states import DesiredState, State
 
@@ -50,9 +50,12 @@ def change(executions: Kubectl, name: str, case: Mapping[str, Any]) -> Outcome:
     if "before" not in case:
         return executions.attempt("create", "--filename=-", manifest=build(name, case["after"]))
     create(executions, name, case["before"])
-    if case.get("granted"):
-        granted = patch_status(executions, name, {"grant": {"time": TIME}})
-        assert granted.is_done, granted.complaint
+    before = {"grant": {"time": TIME}} if case.get("granted") else {}
+    before |= {"podName": "pod"} if case.get("placed") else {}
+    before |= {"state": case["state"]} if "state" in case else {}
+    if before:
+        outcome = patch_status(executions, name, before)
+        assert outcome.is_done, outcome.complaint
     return executions.attempt("replace", "--filename=-", manifest=build(name, case["after"]))
 
 
@@ -81,9 +84,31 @@ def test_spec_with_a_script_only_is_filled_with_the_defaults_of_the_models(execu
     create(executions, name, {})
     stored = executions.read(RESOURCE, name)["spec"]
     model = ScriptExecutionSpec.model_validate({"script": FILE}).model_dump(by_alias=True, mode="json")
-    expected = {key: value for key, value in model.items() if value is not None and key not in ("script", "args")}
+    # The two that nobody fills in, or a line that is taken away could not be told from one that says so.
+    left_out = ("script", "args", "desiredState", "whenBusy")
+    expected = {key: value for key, value in model.items() if value is not None and key not in left_out}
     assert {key: value for key, value in stored.items() if key not in ("script", "args")} == expected
-    assert stored["desiredState"] == DesiredState.RUNNING
+
+
+@pytest.mark.parametrize("how", [(), ("--server-side",)], ids=["client-side", "server-side"])
+@pytest.mark.parametrize("line", [{"desiredState": DesiredState.READY}, {"whenBusy": WhenBusy.REJECT}], ids=str)
+def test_line_that_is_taken_away_from_an_applied_manifest_is_refused_with_words(
+    executions: Kubectl, name: str, how: tuple[str, ...], line: dict[str, str]
+) -> None:
+    executions.run("apply", *how, "--filename=-", manifest=build(name, line))
+    outcome = executions.attempt("apply", *how, "--filename=-", manifest=build(name, {}))
+    assert not outcome.is_done, outcome.output
+    assert f"{next(iter(line))} cannot be taken away" in outcome.complaint
+    assert executions.read(RESOURCE, name)["spec"].items() >= line.items()
+    executions.run("apply", *how, "--filename=-", manifest=build(name, {**line, "desiredState": DesiredState.STOPPED}))
+
+
+def test_refusal_says_how_to_run_again(executions: Kubectl, name: str) -> None:
+    create(executions, name, {"desiredState": DesiredState.STOPPED})
+    outcome = executions.attempt(
+        "replace", "--filename=-", manifest=build(name, {"desiredState": DesiredState.RUNNING})
+    )
+    assert "a new name, or generateName" in outcome.complaint
 
 
 def test_arguments_are_stored_exactly_as_they_were_given(executions: Kubectl, name: str) -> None:
@@ -126,7 +151,7 @@ def test_status_is_not_written_with_the_spec_nor_the_spec_with_the_status(execut
     text = json.dumps({"spec": {"desiredState": DesiredState.STOPPED}, "status": {"state": State.IDLE}})
     executions.run("patch", RESOURCE, name, "--subresource=status", "--type=merge", f"--patch={text}")
     stored = executions.read(RESOURCE, name)
-    assert (stored["spec"]["desiredState"], stored["status"]["state"]) == (DesiredState.RUNNING, State.IDLE)
+    assert (stored["spec"].get("desiredState"), stored["status"]["state"]) == (None, State.IDLE)
 
 
 @pytest.mark.parametrize("state", list(State))

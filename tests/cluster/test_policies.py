@@ -153,7 +153,7 @@ def is_policed(kubectl: Kubectl, names: tuple[str, ...]) -> bool:
 @pytest.fixture(scope="module")
 def installation(executions: Kubectl, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
     kubectl, folder = executions, tmp_path_factory.mktemp("users")
-    names = tuple(f"{kubectl.namespace}.oet.{name}" for name in ("status", "pods", "aborts"))
+    names = tuple(f"{kubectl.namespace}.oet.{name}" for name in ("status", "pods", "aborts", "templates", "elsewhere"))
     manifest = render(str(kubectl.namespace))
     kubectl.run("apply", "--filename=-", manifest=manifest)
     try:
@@ -402,6 +402,42 @@ def test_other_namespaces_are_not_policed(installation: Installation) -> None:
         assert outcome.is_done, outcome.complaint
     finally:
         installation.admin.run("delete", "namespace", name, "--wait=false")
+
+
+def test_creation_where_no_operator_works_is_done_with_a_warning(installation: Installation) -> None:
+    name = f"oet-test-{uuid4().hex[:12]}"
+    installation.admin.run("create", "namespace", name)
+    try:
+        elsewhere = installation.admin.within(name)
+        manifest = {**build_abort("lonely"), "spec": {"script": {"file": {"path": "a.py"}}}}
+        warned = elsewhere.attempt("create", "--filename=-", manifest=manifest)
+        assert warned.is_done
+        assert f"no operator of OET with the account oet-operator works in namespace {name}" in warned.complaint
+        # Another release: its operator has the same rights there.
+        right = ("--verb=patch", f"--resource={RESOURCE}/status")
+        elsewhere.run("create", "role", "operator", *right)
+        elsewhere.run("create", "rolebinding", "operator", "--role=operator", f"--serviceaccount={name}:oet-operator")
+        manifest["metadata"] = {"generateName": "served-"}
+
+        def is_silent() -> bool:
+            return "no operator" not in elsewhere.attempt("create", "--filename=-", manifest=manifest).complaint
+
+        assert wait_for(is_silent, 10, "the operator of another release is not known", 0.3)
+    finally:
+        installation.admin.run("delete", "namespace", name, "--wait=false")
+
+
+def test_part_of_a_template_that_no_pod_has_is_refused_whoever_asks_and_however_carelessly(
+    installation: Installation,
+) -> None:
+    for template, words in (
+        ({"nodeSelector": {}}, "nodeSelector"),
+        ({"metadata": {}, "spec": {}, "specs": 1}, "specs"),
+    ):
+        spec = {"script": {"file": {"path": "a.py"}}, "podTemplate": template}
+        manifest = {**build_abort("misspelt"), "spec": spec}
+        outcome = installation.admin.attempt("create", "--validate=ignore", "--filename=-", manifest=manifest)
+        assert f"like a Pod, and not {words}" in outcome.complaint
 
 
 # ---- Pods ----------------------------------------------------------------------------------------------------------------

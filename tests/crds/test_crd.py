@@ -49,9 +49,10 @@ def test_no_place_of_the_schema_allows_what_is_not_structural() -> None:
         assert not {"$ref", "anyOf", "oneOf", "allOf", "const"} & schema.keys(), path
 
 
-def test_null_is_stored_among_arguments_only() -> None:
+def test_null_is_stored_where_any_json_is_kept_only() -> None:
     nullable = {path for path, schema in _walk(_schema(), "") if schema.get("nullable")}
-    assert nullable == {f".spec.args.{call}.{place}" for call in ("init", "main") for place in ("args[]", "kwargs.*")}
+    args = {f".spec.args.{call}.{place}" for call in ("init", "main") for place in ("args[]", "kwargs.*")}
+    assert nullable == args | {f".spec.podTemplate.{part}" for part in ("metadata", "spec")}
 
 
 @pytest.mark.parametrize("part", ["spec", "status"])
@@ -67,8 +68,6 @@ def test_absent_choices_are_filled_in_by_the_api_server() -> None:
         "args": {},
         "mode": "Operation",
         "purpose": "Script",
-        "desiredState": "Running",
-        "whenBusy": "Wait",
         "stop": {},
     }
     stop = {name: field["default"] for name, field in fields["stop"]["properties"].items()}
@@ -105,7 +104,7 @@ def test_watches_can_select_by_state_pod_and_subarray() -> None:
 
 def test_every_rule_says_in_words_what_it_forbids() -> None:
     rules = [rule for _, schema in _walk(_schema(), "") for rule in schema.get("x-kubernetes-validations", [])]
-    assert len(rules) == 13
+    assert len(rules) == 19
     assert all(rule["message"] and "\n" not in rule["message"] for rule in rules)
 
 

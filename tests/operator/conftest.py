@@ -83,10 +83,11 @@ class Builder:
     ) -> Plan:
         """Decide, and check that deciding again on what came out changes nothing."""
         now = fields.pop("now", NOW)
+        rest = {"ready_limit_seconds": fields.pop("ready_limit_seconds", 0.0)}
         runner = RunnerObservation(presence, **fields)
-        plan = decide(Snapshot(execution, runner, build_lock_table([execution, *others]), now))
+        plan = decide(Snapshot(execution, runner, build_lock_table([execution, *others]), now, **rest))
         after = execution.model_copy(update={"status": plan.status})
-        again = decide(Snapshot(after, runner, build_lock_table([after, *others]), now))
+        again = decide(Snapshot(after, runner, build_lock_table([after, *others]), now, **rest))
         assert again.status is plan.status
         return plan
 

@@ -429,12 +429,119 @@ def test_rejected_start_is_refused_for_its_generation_only(make: Any) -> None:
     refused = make.decide(execution, others=(holder,)).status
     assert (refused.refusal.holder, refused.refusal.generation) == (7, 1)
     assert "Cannot start PID 1: PID #7 is RUNNING on subarray 1" in refused.refusal.message
+    assert (refused.reason, refused.message) == (Reason.SUBARRAY_BUSY, refused.refusal.message)
     later = execution.model_copy(update={"status": refused})
     assert make.decide(later).status.grant is None
     metadata = later.metadata.model_copy(update={"generation": 2})
     again = make.decide(later.model_copy(update={"metadata": metadata})).status
     assert again.grant is not None
-    assert again.refusal is None
+    assert (again.refusal, again.reason, again.message) == (None, None, None)
+
+
+def test_start_that_is_taken_back_waits_no_more_and_a_refused_one_still_says_why(make: Any) -> None:
+    holder = make.execution(State.RUNNING, number=7, grant=make.grant(), desired_state=RUN)
+    for busy, kept in ((WhenBusy.WAIT, None), (WhenBusy.REJECT, Reason.SUBARRAY_BUSY)):
+        execution = make.execution(State.READY, desired_state=RUN, subarray=1, when_busy=busy)
+        status = make.decide(execution, others=(holder,)).status
+        assert status.reason is Reason.SUBARRAY_BUSY
+        spec = execution.spec.model_copy(update={"desired_state": DesiredState.READY})
+        held = execution.model_copy(update={"spec": spec, "status": status})
+        assert make.decide(held, others=(holder,)).status.reason is kept
+
+
+# ---- READY, and nobody starts it -------------------------------------------------------------------------------------
+
+LIMIT = {"ready_limit_seconds": 60.0}
+
+
+def _after(make: Any, execution: Any, seconds: float, **fields: Any) -> Any:
+    """Decide now, and once more after some seconds; return the second plan."""
+    status = make.decide(execution, **fields).status
+    later = execution.model_copy(update={"status": status})
+    return make.decide(later, now=make.now + timedelta(seconds=seconds), **fields)
+
+
+def test_script_that_nobody_starts_is_stopped_and_says_by_which_setting(make: Any) -> None:
+    execution = make.execution(State.READY)
+    assert make.decide(execution, **LIMIT).requeue_after_seconds == 60
+    assert _after(make, execution, 59, **LIMIT).actions == ()
+    plan = _after(make, execution, 60, **LIMIT)
+    assert plan.actions == (StopRunner(10, Reason.NOT_STARTED),)
+    stopped = _with_exit(make, State.READY, make.exit(Outcome.STOPPED, Reason.STOP_REQUESTED))
+    runner = stopped.status.runner
+    status = make.decide(
+        execution.model_copy(update={"status": plan.status.model_copy(update={"runner": runner})})
+    ).status
+    assert (status.state, status.reason) == (State.STOPPED, Reason.NOT_STARTED)
+    assert "[engine] ready_limit_seconds" in status.message
+
+
+@pytest.mark.parametrize(
+    ("limit", "reached", "fields"),
+    [
+        (0.0, State.READY, {}),
+        (5.0, State.LOADING, {}),
+        (5.0, State.READY, {"desired_state": RUN}),
+        (5.0, State.RUNNING, {"desired_state": RUN, "grant": "granted"}),
+        (5.0, State.READY, {"purpose": Purpose.ABORT, "subarray": 1}),
+    ],
+    ids=["no limit", "not ready", "granted at once", "running", "held abort script"],
+)
+def test_script_that_does_not_wait_for_its_start_has_no_limit(
+    make: Any, limit: float, reached: State, fields: dict[str, Any]
+) -> None:
+    if "grant" in fields:
+        fields = {**fields, "grant": make.grant()}
+    execution = make.execution(reached, **fields)
+    assert StopRunner not in map(type, _after(make, execution, 10, ready_limit_seconds=limit).actions)
+
+
+def test_start_that_waits_for_its_subarray_is_not_idle_and_begins_anew_when_it_is_taken_back(make: Any) -> None:
+    holder = make.execution(State.RUNNING, number=7, grant=make.grant(), desired_state=RUN)
+    execution = make.execution(State.READY, desired_state=RUN, subarray=1)
+    waiting = make.decide(execution, others=(holder,), **LIMIT)
+    assert waiting.requeue_after_seconds is None
+    spec = execution.spec.model_copy(update={"desired_state": DesiredState.READY})
+    held = execution.model_copy(update={"spec": spec, "status": waiting.status})
+    plan = make.decide(held, others=(holder,), now=make.now + timedelta(hours=9), **LIMIT)
+    assert (plan.actions, plan.requeue_after_seconds) == ((), 60)
+    asked = held.model_copy(update={"spec": execution.spec, "status": plan.status})
+    again = make.decide(asked, others=(holder,), now=make.now + timedelta(hours=99), **LIMIT)
+    assert again.actions == ()
+    idle = find_condition(again.status, ConditionType.IDLE)
+    assert idle is not None
+    assert idle.status == "False"
+
+
+def test_refused_start_is_tried_by_somebody_and_so_counts_from_then(make: Any) -> None:
+    holder = make.execution(State.RUNNING, number=7, grant=make.grant(), desired_state=RUN)
+    held = make.execution(State.READY, subarray=1, when_busy=WhenBusy.REJECT)
+    status = make.decide(held, **LIMIT).status
+    spec = held.spec.model_copy(update={"desired_state": RUN})
+    later = make.now + timedelta(seconds=50)
+    asked = held.model_copy(update={"spec": spec, "status": status})
+    assert make.decide(asked, others=(holder,), now=later, **LIMIT).requeue_after_seconds == 60
+
+
+# ---- what it was made of ---------------------------------------------------------------------------------------------
+
+
+def test_image_is_noted_with_the_next_write_and_costs_none(make: Any) -> None:
+    execution = make.execution(State.LOADING, observed_generation=1)
+    told = execution.model_copy(
+        update={"status": make.decide(execution).status.model_copy(update={"script": "inline"})}
+    )
+    assert make.decide(told, image="r@sha256:1").status is told.status
+    ended = _with_exit(make, State.RUNNING, make.exit(Outcome.FAILED, Reason.MAIN_FAILED), grant=make.grant())
+    assert make.decide(ended, image="r@sha256:1").status.resolved.image == "r@sha256:1"
+
+
+@pytest.mark.parametrize("presence", [Presence.GONE, Presence.STUCK, Presence.LOST])
+def test_every_end_has_the_condition_finished_with_its_reason(make: Any, presence: Presence) -> None:
+    status = make.decide(make.execution(State.LOADING), presence, reason=Reason.EVICTED).status
+    finished = find_condition(status, ConditionType.FINISHED)
+    assert finished is not None
+    assert (finished.status, finished.reason) == ("True", Reason.EVICTED)
 
 
 def test_who_came_first_is_granted_first(make: Any) -> None:

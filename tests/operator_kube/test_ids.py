@@ -103,3 +103,43 @@ def test_api_server_that_was_away_costs_no_id() -> None:
         return [*numbers, await ids.take(0)]
 
     assert asyncio.run(scenario()) == list(range(1, FIRST_BLOCK + 2))
+
+
+def test_unused_ids_are_given_back_at_a_clean_end() -> None:
+    async def scenario() -> list[int]:
+        server, numbers = _Server(), []
+        for taken in (1, FIRST_BLOCK - 1, 2 * FIRST_BLOCK, 3):
+            ids = ProcedureIds(server, Paths("n"))
+            numbers += [await ids.take(max(numbers, default=0)) for _ in range(taken)]
+            await ids.give_back()
+        return numbers
+
+    assert asyncio.run(scenario()) == list(range(1, 3 * FIRST_BLOCK + 4))
+
+
+def test_ids_are_not_given_back_below_those_of_another() -> None:
+    async def scenario() -> tuple[list[int], list[int]]:
+        server = _Server()
+        first, second = (ProcedureIds(server, Paths("n")) for _ in range(2))
+        early = [await first.take(0), await second.take(0)]
+        await first.give_back()
+        third = ProcedureIds(server, Paths("n"))
+        return early, [await second.take(0), await third.take(0)]
+
+    early, late = asyncio.run(scenario())
+    assert len({*early, *late}) == 4
+
+
+@pytest.mark.parametrize("reserved", [False, True])
+def test_api_server_that_is_away_at_the_end_costs_ids_and_nothing_else(reserved: bool) -> None:
+    async def scenario() -> int:
+        server = _Server()
+        ids = ProcedureIds(server, Paths("n"))
+        if reserved:
+            await ids.take(0)
+        server.is_away = True
+        await ids.give_back()
+        server.is_away = False
+        return await ProcedureIds(server, Paths("n")).take(0)
+
+    assert asyncio.run(scenario()) == (FIRST_BLOCK + 1 if reserved else 1)

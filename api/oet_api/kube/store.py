@@ -30,7 +30,7 @@ from oet_crds.errors import (
     UnavailableError,
 )
 from oet_crds.execution import ScriptExecution, ScriptExecutionSpec
-from oet_crds.names import GROUP, KIND, RELEASE_ANNOTATION, VERSION
+from oet_crds.names import GROUP, KIND, RELEASE_ANNOTATION, STOPPED_BY_ANNOTATION, VERSION
 from oet_crds.ports import Archive, Record, SpecChange, Timeline
 from oet_crds.specs import validate_change, validate_release
 from oet_crds.states import DesiredState
@@ -85,7 +85,7 @@ def build_manifest(spec: ScriptExecutionSpec) -> Wire:
 
 
 def build_spec_patch(
-    before: ScriptExecution, after: ScriptExecutionSpec, resource_version: str | None
+    before: ScriptExecution, after: ScriptExecutionSpec, resource_version: str | None, user: str | None = None
 ) -> tuple[str, Wire | list[Wire]]:
     """Return content type and body of the patch that makes a spec another one, of this very execution. Pure.
 
@@ -95,16 +95,19 @@ def build_spec_patch(
         before: The execution as known.
         after: What its spec is to be.
         resource_version: The only version to change; None for any.
+        user: Who asks for a stop; None: it is no stop, or not known.
     """
     wire = after.to_wire()
     fields = {
         name: wire[name] for key, name in _SPEC_FIELDS.items() if getattr(after, key) != getattr(before.spec, key)
     }
     metadata = {"uid": before.uid, **({"resourceVersion": resource_version} if resource_version else {})}
+    notes = {"annotations": {STOPPED_BY_ANNOTATION: user}} if user else {}
     if after.args.main == before.spec.args.main or after.args.main is None:
-        return MERGE_PATCH, {"metadata": metadata, "spec": fields}
+        return MERGE_PATCH, {"metadata": {**metadata, **notes}, "spec": fields}
     operations = [_replace(f"/metadata/{name}", value) for name, value in metadata.items()]
-    operations += [_replace(f"/spec/{name}", value) for name, value in fields.items()]
+    # `add` replaces what is there. What is absent, because kubectl created it so, cannot be replaced.
+    operations += [{"op": "add", "path": f"/spec/{name}", "value": value} for name, value in fields.items()]
     operations.append({"op": "add", "path": "/spec/args/main", "value": after.args.main.to_wire()})
     return JSON_PATCH, operations
 
@@ -367,8 +370,9 @@ class KubeStore:
         spec = validate_change(execution, change)
         if spec == execution.spec:
             return execution
-        content_type, patch = build_spec_patch(execution, spec, if_resource_version)
         is_stop = change.desired_state is DesiredState.STOPPED
+        user = change.user if is_stop else None
+        content_type, patch = build_spec_patch(execution, spec, if_resource_version, user)
         attempts = _Attempts(PERSISTENCE_SECONDS if is_stop else SECOND_TRY_SECONDS)
         path = self._paths.execution(execution.metadata.name)
         with self._under_way():

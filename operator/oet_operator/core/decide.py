@@ -6,6 +6,7 @@ Deciding again after a plan's status was stored gives nothing new but actions th
 
 from __future__ import annotations
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from oet_crds.aborts import is_armed
@@ -24,6 +25,7 @@ from oet_crds.execution import (
     AbortStatus,
     Grant,
     Refusal,
+    Resolved,
     RunnerExit,
     ScriptExecution,
     ScriptExecutionStatus,
@@ -46,7 +48,7 @@ from oet_operator.core.actions import (
     StopRunner,
     UseArmed,
 )
-from oet_operator.core.deadlines import Deadline, compute_deadlines
+from oet_operator.core.deadlines import compute_deadlines, is_idle
 from oet_operator.core.locks import Holder, is_abort_due, wants_grant
 from oet_operator.core.names import build_pod_name
 from oet_operator.core.snapshot import Presence, RunnerObservation, Snapshot
@@ -76,6 +78,18 @@ def decide(snapshot: Snapshot) -> Plan:
     Returns:
         The status as it should be (the same object when nothing changes), what to do, and when to look again.
     """
+    plan = _decide(snapshot)
+    image = snapshot.runner.image
+    if image is None or plan.status is snapshot.execution.status:
+        return plan  # Which image it is costs no write of its own.
+    resolved = plan.status.resolved or Resolved()
+    if resolved.image == image:
+        return plan
+    resolved = resolved.model_copy(update={"image": image})
+    return replace(plan, status=plan.status.model_copy(update={"resolved": resolved}))
+
+
+def _decide(snapshot: Snapshot) -> Plan:
     execution = snapshot.execution
     if execution.metadata.deletion_timestamp is not None:
         return _plan_deletion(snapshot)
@@ -91,14 +105,15 @@ def decide(snapshot: Snapshot) -> Plan:
         return Plan(status)
     if end is not None:
         return _plan_leaving(snapshot, status, end)
-    deadlines = compute_deadlines(execution, status)
+    status = _with_idleness(snapshot, status)
+    deadlines = compute_deadlines(execution, status, snapshot.ready_limit_seconds)
     passed = next((deadline.reason for deadline in deadlines if deadline.at <= snapshot.now), None)
     if execution.spec.desired_state is DesiredState.STOPPED:
         return _plan_stop(snapshot, status, Reason.STOP_REQUESTED)
     # What OET began to stop for a deadline it stops for that one, whatever passes next.
     if reason := find_deadline(status) or passed:
         return _plan_stop(snapshot, status, reason)
-    return _plan_progress(snapshot, status, deadlines)
+    return _plan_progress(snapshot, status)
 
 
 # ---- the end -----------------------------------------------------------------------------------------------------------
@@ -305,7 +320,7 @@ def _plan_stop(snapshot: Snapshot, status: ScriptExecutionStatus, reason: Reason
 # ---- progress ----------------------------------------------------------------------------------------------------------
 
 
-def _plan_progress(snapshot: Snapshot, status: ScriptExecutionStatus, deadlines: list[Deadline]) -> Plan:
+def _plan_progress(snapshot: Snapshot, status: ScriptExecutionStatus) -> Plan:
     """Give the execution its runner, and its grant when the subarray is free."""
     execution = snapshot.execution
     actions: tuple[Action, ...] = ()
@@ -316,16 +331,17 @@ def _plan_progress(snapshot: Snapshot, status: ScriptExecutionStatus, deadlines:
             name = build_pod_name(execution.metadata.name, execution.uid)
             status = _with_early_grant(snapshot, status.model_copy(update={"pod_name": name}))
         actions = (CreatePod(),)
-    status = _with_wait_for_runner(status, snapshot.runner)
+    status = _with_wait_for_runner(execution, status, snapshot.runner)
     if wants_grant(execution.model_copy(update={"status": status})):
         status = _with_grant_or_wait(snapshot, status)
     if status.state is State.READY:
         status = with_condition(status, ConditionType.READY, True, "Prepared", snapshot.now)
-    status = _with_standing_grant(snapshot, status)
+    status = _with_idleness(snapshot, _with_standing_grant(snapshot, status))
     if _must_arm(snapshot, status):
         subarray = compute_subarray(execution.spec)
         assert subarray is not None
         actions = (*actions, ArmAbort(subarray))
+    deadlines = compute_deadlines(execution, status, snapshot.ready_limit_seconds)
     next_at = min((deadline.at for deadline in deadlines), default=None)
     return Plan(status, actions, None if next_at is None else (next_at - snapshot.now).total_seconds())
 
@@ -342,6 +358,16 @@ def _with_need(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecu
         return status
     is_needed = snapshot.aborts.is_needed
     return with_condition(status, ConditionType.NEEDED, is_needed, "InUse" if is_needed else "NotInUse", snapshot.now)
+
+
+def _with_idleness(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus:
+    """Note since when a script that is prepared waits for somebody to start it, or that it does not."""
+    if is_idle(snapshot.execution, status):
+        return with_condition(status, ConditionType.IDLE, True, Reason.NOT_STARTED, snapshot.now)
+    idle = find_condition(status, ConditionType.IDLE)
+    if idle is None or idle.status == "False":
+        return status
+    return with_condition(status, ConditionType.IDLE, False, "StartAsked", snapshot.now)
 
 
 def _with_standing_grant(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus:
@@ -372,10 +398,14 @@ def _with_grant(status: ScriptExecutionStatus, subarray: int | None, now: dateti
     return with_condition(status, ConditionType.STARTED, True, "Granted", now)
 
 
-def _with_wait_for_runner(status: ScriptExecutionStatus, runner: RunnerObservation) -> ScriptExecutionStatus:
+def _with_wait_for_runner(
+    execution: ScriptExecution, status: ScriptExecutionStatus, runner: RunnerObservation
+) -> ScriptExecutionStatus:
     """Say what keeps the runner from starting, and no longer than it does."""
-    if status.reason in (Reason.SUBARRAY_BUSY, Reason.INVALID_SPEC):
-        return status  # What a start waits for.
+    is_asked = execution.spec.desired_state is DesiredState.RUNNING
+    is_refusal = status.refusal is not None and status.refusal.message == status.message
+    if status.reason in (Reason.SUBARRAY_BUSY, Reason.INVALID_SPEC) and (is_asked or is_refusal):
+        return status  # What a start waits for, or what became of the last one.
     is_waiting = status.state is State.CREATING and runner.reason is not None
     wanted = (runner.reason, runner.message) if is_waiting else (None, None)
     if (status.reason, status.message) == wanted:
@@ -410,7 +440,7 @@ def _with_busy(
         message = f"Cannot start PID {execution.procedure_id}: {holder.describe(subarray)}"
         generation = execution.metadata.generation
         refusal = Refusal.model_construct(generation=generation, holder=number, message=message, time=now)
-        status = status.model_copy(update={"refusal": refusal})
+        status = status.model_copy(update={"refusal": refusal, "reason": Reason.SUBARRAY_BUSY, "message": message})
     else:
         message = f"waits for subarray {subarray}: {holder.describe(subarray)}"
         if (status.reason, status.message) != (Reason.SUBARRAY_BUSY, message):

@@ -43,6 +43,7 @@ class RunnerObservation:
         message: The same in words; may be empty.
         awaits_word: It ended, or says that it was told to; why is yet to be seen.
         is_lingering: What it ran in goes on without it, for what others have put there.
+        image: The image that it runs, by its digest; None: not known.
     """
 
     presence: Presence
@@ -50,6 +51,7 @@ class RunnerObservation:
     message: str = ""
     awaits_word: bool = False
     is_lingering: bool = False
+    image: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +64,7 @@ class Snapshot:
         locks: Who holds which subarray, and who waits for it.
         now: The time, aware, UTC.
         aborts: What it has to do with aborts.
+        ready_limit_seconds: `[engine] ready_limit_seconds`; 0: none.
     """
 
     execution: ScriptExecution
@@ -69,3 +72,4 @@ class Snapshot:
     locks: LockTable
     now: datetime
     aborts: AbortView = field(default_factory=AbortView)
+    ready_limit_seconds: float = 0.0

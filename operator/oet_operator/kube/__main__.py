@@ -71,6 +71,7 @@ class _Observer:
         self.on_look = metrics.on_look
         self.on_write = metrics.on_write
         self.on_change = recorder.record
+        self.on_place = recorder.record_place
 
 
 async def _keep_in_step(client: KubeClient, paths: Paths, vitals: Vitals, seconds: float) -> None:
@@ -126,6 +127,7 @@ async def _lead(settings: Settings, client: KubeClient, elector: Elector, vitals
     """Work until a signal ends it, or a part of it has ended that must not: then the process ends, and another takes over."""
     paths = Paths(settings.server.namespace)
     recorder = EventRecorder(client, paths)
+    metrics.count_left_out = lambda: recorder.left_out
     reconciler = Reconciler(client, paths, settings, read_templates(settings), _Observer(metrics, recorder))
     vitals.reconciler = reconciler
 
@@ -155,6 +157,7 @@ async def _lead(settings: Settings, client: KubeClient, elector: Elector, vitals
         for part in parts:
             part.cancel()
         await asyncio.gather(*parts, return_exceptions=True)
+        await reconciler.close()
 
 
 def main() -> None:

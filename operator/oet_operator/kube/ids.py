@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 
 from oet_operator.kube.client import KubeClient
-from oet_operator.kube.errors import ApiConflictError, ApiMissingError
+from oet_operator.kube.errors import ApiConflictError, ApiError, ApiMissingError
 from oet_operator.kube.paths import Paths
 
 __all__ = ["IDS_NAME", "ProcedureIds"]
@@ -17,7 +18,8 @@ IDS_NAME = "oet-procedure-ids"
 
 _KEY = "next"
 FIRST_BLOCK, LARGEST_BLOCK = 10, 160
-"""Ids taken at a time: a tenth of a write for each execution, and at most a dozen numbers lost by a crash. More under load."""
+"""Ids taken at a time: a tenth of a write for each execution, and at most a dozen numbers lost by a crash. More under load. What
+is left at a clean end is given back."""
 
 SOON_SECONDS = 1.0
 """A block that is used up so soon is followed by one of twice its size."""
@@ -58,6 +60,32 @@ class ProcedureIds:
     def _skip(self, highest_seen: int) -> None:
         if self._current and self._current[0] <= highest_seen:
             self._current = range(highest_seen + 1, max(highest_seen + 1, self._current.stop))
+
+    async def give_back(self) -> None:
+        """Give back the ids that were reserved and not used, unless somebody has reserved after that. Nobody may take any more.
+
+        So numbers do not jump whenever the operator is replaced. Whatever goes wrong costs numbers, nothing else.
+        """
+        async with self._lock:
+            blocks = [self._current]
+            with contextlib.suppress(ApiError):
+                if self._following is not None:
+                    blocks.append(await self._following)
+                await self._put_back([block for block in blocks if block])
+            self._current, self._following = range(0), None
+
+    async def _put_back(self, blocks: list[range]) -> None:
+        """Set the next id back to the first of the blocks that end where it is now. Raises ApiError."""
+        path = f"{self._paths.config_maps}/{IDS_NAME}"
+        if not blocks:
+            return
+        stored = await self._client.get(path)
+        number = _parse(stored)
+        for block in reversed(blocks):
+            number = block.start if block.stop == number else number
+        if number != _parse(stored):
+            stored["data"] = {_KEY: str(number)}
+            await self._client.put(path, stored)
 
     async def _reserve(self, highest_seen: int) -> range:
         """Reserve the next block, by compare-and-swap. Raises ApiError."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -27,6 +27,7 @@ class Metrics:
         self._registry = CollectorRegistry()
         self._vitals = vitals
         self.events = Counter[str]()
+        self.count_left_out: Callable[[], int] = lambda: 0
         self._failures = Counter[str]()
         self._reaction = self._build_histogram(
             "oet_operator_reaction_seconds", "From an event to the sending of the write it causes."
@@ -83,6 +84,11 @@ class Metrics:
         for labels, count in vitals.client.writes.items():
             writes.add_metric(labels, count)
         yield writes
+        yield CounterMetricFamily(
+            "oet_operator_left_out_events",
+            "Events of Kubernetes that were not written: too many.",
+            self.count_left_out(),
+        )
         yield self._build_counter("oet_operator_watch_events", "Events of the watches.", "kind", self.events)
         yield self._build_counter(
             "oet_operator_failures", "Looks that failed, and are repeated.", "error", self._failures

@@ -57,6 +57,6 @@ class Paths:
 
 def find_resource(path: str) -> str:
     """Return what a path below a namespace names, as RBAC calls it: `pods`, `scriptexecutions/status`. Pure."""
-    _, _, inside = path.partition("/namespaces/")
+    _, _, inside = path.partition("?")[0].partition("/namespaces/")
     _, resource, *rest = inside.split("/")
     return "/".join([resource, *rest[1:]])

@@ -122,9 +122,15 @@ def build_pod(
         settings: Images and account.
         template: A partial Pod that every script Pod gets; the execution's own comes on top.
         environ: More environment that no template can change; None: none.
+
+    Raises:
+        ValueError: The execution's template has parts that a Pod does not have; other nonsense raises what it comes upon.
     """
     pod = _build_base(execution, settings)
-    overlaid = merge(merge(pod, dict(template)), execution.spec.pod_template or {})
+    own = execution.spec.pod_template or {}
+    if unknown := sorted(own.keys() - {"metadata", "spec"}):
+        raise ValueError(f"it has metadata and spec, and not {', '.join(unknown)}")
+    overlaid = merge(merge(pod, dict(template)), own)
     spec = overlaid["spec"]
     fixed = pod["spec"]
     script = _find(spec["containers"])

@@ -57,7 +57,8 @@ class PodFacts:
         is_finished: Its phase is Succeeded or Failed.
         reason: Why, of the Pod as a whole, for example `Evicted`; may be empty.
         message: The same in words; may be empty.
-        is_scheduled: It has a node.
+        node: Where it runs, or will; empty: it has no node yet.
+        image: The image of the script's container by its digest, as the node says; empty: not known.
         unschedulable: The scheduler's complaint; empty when there is none.
         disruption: Why the cluster ends it, for example `DeletionByPodGC`; empty: it does not.
         disruption_message: The same in words; may be empty.
@@ -80,7 +81,8 @@ class PodFacts:
     is_finished: bool = False
     reason: str = ""
     message: str = ""
-    is_scheduled: bool = False
+    node: str = ""
+    image: str = ""
     unschedulable: str = ""
     disruption: str = ""
     disruption_message: str = ""
@@ -143,7 +145,8 @@ def parse_pod(pod: Mapping[str, Any]) -> PodFacts:
         is_finished=status.get("phase") in _FINISHED_PHASES,
         reason=_text(status, "reason"),
         message=_text(status, "message"),
-        is_scheduled=bool(spec.get("nodeName")),
+        node=_text(spec, "nodeName"),
+        image=_find_image(status),
         unschedulable=_text(scheduled, "message") if scheduled.get("reason") == Reason.UNSCHEDULABLE else "",
         disruption=_text(disruption, "reason") if disruption.get("status") == "True" else "",
         disruption_message=_text(disruption, "message") if disruption.get("status") == "True" else "",
@@ -178,6 +181,12 @@ def _find_end(spec: Mapping[str, Any], status: Mapping[str, Any]) -> Container |
         if ended.get("exitCode") and container.get("name") not in beside:
             return _build_end(ended)
     return None
+
+
+def _find_image(status: Mapping[str, Any]) -> str:
+    """Return what the node names the image of the script's container by; empty while it has not said so."""
+    own = (one for one in _list(status.get("containerStatuses")) if one.get("name") == SCRIPT_CONTAINER)
+    return next((_text(one, "imageID") for one in own), "")
 
 
 def _build_end(ended: Mapping[str, Any]) -> Container:

@@ -61,7 +61,7 @@ from oet_operator.kube.errors import (
 from oet_operator.kube.ids import ProcedureIds
 from oet_operator.kube.paths import API_VERSION, Paths
 from oet_operator.kube.pod_builder import Templates, build_git_environ, build_pod, merge
-from oet_operator.kube.pod_facts import PodFacts
+from oet_operator.kube.pod_facts import PodFacts, parse_pod
 from oet_operator.kube.sizes import iter_shorter
 from oet_operator.kube.verdicts import (
     NODE_PATIENCE_SECONDS,
@@ -132,6 +132,9 @@ class Observer(Protocol):
     def on_change(self, execution: ScriptExecution, before: ScriptExecutionStatus) -> None:
         """The status of an execution was written."""
 
+    def on_place(self, execution: ScriptExecution, pod: str, node: str) -> None:
+        """The Pod of an execution was given a node."""
+
 
 class Reconciler:
     """Brings executions on their way. For one event loop."""
@@ -185,8 +188,18 @@ class Reconciler:
 
     def on_pod(self, kind: str | None, wire: Mapping[str, Any]) -> None:
         """Take in an event of a script Pod."""
+        before = self.cache.get_sighting(parse_pod(wire).execution_uid).pod
         if uid := self.cache.put_pod(wire, is_gone=kind == DELETED):
             self.queue.add(uid)
+            self._tell_place(uid, before)
+
+    def _tell_place(self, uid: str, before: PodFacts | None) -> None:
+        """Tell of a Pod that has just got its node. What a new leader finds at work has been told."""
+        execution, pod = self.cache.executions.get(uid), self.cache.get_sighting(uid).pod
+        if execution is None or pod is None or not pod.node or has_claim(execution):
+            return
+        if before is None or not before.node:
+            self._observer.on_place(execution, pod.name, pod.node)
 
     def on_pod_gone(self, uid: str) -> None:
         """Note that the Pod of an execution does not exist any more."""
@@ -239,6 +252,10 @@ class Reconciler:
         if (since := self._seen_at.pop(uid, None)) is not None:
             self._observer.on_write(since)
 
+    async def close(self) -> None:
+        """Give back what is reserved. Call once, when nobody works any more; never fails."""
+        await self._ids.give_back()
+
     # ---- one execution -------------------------------------------------------------------------------------------
 
     async def reconcile(self, uid: str) -> None:
@@ -265,7 +282,8 @@ class Reconciler:
         execution = await self._with_birth(stored, now)
         observation, again = observe_runner(execution, self.cache.get_sighting(uid), self._settings.kubernetes, now)
         locks = self.cache.build_locks(compute_subarray(execution.spec))
-        plan = decide(Snapshot(execution, observation, locks, now, self._build_aborts(execution)))
+        limit = self._settings.engine.ready_limit_seconds
+        plan = decide(Snapshot(execution, observation, locks, now, self._build_aborts(execution), limit))
         wait = self._compute_deferral(stored, plan)
         if wait > 0:
             self.queue.add_after(uid, wait)
@@ -407,7 +425,8 @@ class Reconciler:
         try:
             pod = self._build_pod(execution)
             self._note_write(execution.uid)
-            wire = await self._client.post(self._paths.pods, pod)
+            # Strict: a field that the API server does not know is an error, not left out.
+            wire = await self._client.post(f"{self._paths.pods}?fieldValidation=Strict", pod)
         except ApiConflictError:
             wire = await self._client.get(self._paths.pod(execution.status.pod_name or ""))
         except ApiRefusedError as error:

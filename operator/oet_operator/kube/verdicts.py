@@ -103,6 +103,14 @@ def observe_runner(
     Returns:
         The observation, and after how many seconds it may be another although nothing happens; None: never.
     """
+    observation, again = _observe(execution, sighting, settings, now)
+    image = sighting.pod.image if sighting.pod else ""
+    return (replace(observation, image=image) if image else observation), again
+
+
+def _observe(
+    execution: ScriptExecution, sighting: Sighting, settings: KubernetesSettings, now: datetime
+) -> tuple[RunnerObservation, float | None]:
     if sighting.pod is None:
         if execution.spec.mode is Mode.REHEARSAL and not settings.rehearsals and not has_claim(execution):
             return RunnerObservation(Presence.STUCK, Reason.REHEARSAL_UNAVAILABLE, _NO_REHEARSALS), None
@@ -264,7 +272,7 @@ def _observe_pending(
 
 def _describe_wait(pod: PodFacts, settings: KubernetesSettings) -> tuple[Reason | None, str, float]:
     """Return why a Pod does not run, in a word and in words, and how many seconds it may."""
-    if pod.unschedulable and not pod.is_scheduled:
+    if pod.unschedulable and not pod.node:
         return Reason.UNSCHEDULABLE, f"no node takes the Pod: {pod.unschedulable}", settings.pod_start_timeout_seconds
     if pod.waiting is None:
         return None, "" if pod.is_running else _NOT_STARTED, settings.pod_start_timeout_seconds

@@ -64,7 +64,8 @@ def apply_decision(
     active = list(_iter_active(store, transaction))
     serving = find_serving(_iter_all(store, transaction), execution.uid) if execution.spec.stop.abort else None
     aborts = build_abort_view(execution, active, is_prearmed=settings.prearm_abort, serving=serving)
-    plan = decide(Snapshot(execution, observed.runner, build_lock_table(active), observed.now, aborts))
+    locks = build_lock_table(active)
+    plan = decide(Snapshot(execution, observed.runner, locks, observed.now, aborts, settings.ready_limit_seconds))
     if plan.status is not execution.status:
         before = execution
         execution = transaction.put(execution.model_copy(update={"status": plan.status}))
