@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 
-from oet_crds.git import SHARE_ALWAYS, SHARE_NEVER, GitPolicy
+from oet_crds.git import SHARE_ALWAYS, SHARE_AUTO, SHARE_NEVER, GitPolicy
 from oet_runner.script import SourceError
 
 TYPE_CHECKING = False
@@ -46,7 +46,9 @@ class CacheGuard:
         except ValueError:
             return  # Whoever fetches says so.
         self._is_required = policy.share_environments == SHARE_ALWAYS
-        if policy.share_environments == SHARE_NEVER:
+        # A script in the domain makes and opens nothing new directly in the folders above the cache: by default that is its home.
+        is_at_home = policy.share_environments == SHARE_AUTO and not policy.cache_dir
+        if is_at_home or policy.share_environments == SHARE_NEVER:
             return
         self._is_wanted = True
         self._folder = compute_cache_dir(policy)

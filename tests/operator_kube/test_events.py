@@ -146,7 +146,7 @@ def test_each_turn_of_a_life_is_told_once_and_in_order(before: Any, after: Any, 
             Reason.NOT_STARTED,
             {"desired_state": DesiredState.READY},
             {},
-            f"NotStarted: {describe_deadline(Reason.NOT_STARTED)}",
+            f"NotStarted: {describe_deadline(Reason.NOT_STARTED, ScriptExecutionStatus())}",
         ),
     ],
 )
