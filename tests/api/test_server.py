@@ -97,7 +97,7 @@ class Process:
         """Send a request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         with contextlib.closing(connection):
-            connection.request(method, path, body)
+            connection.request(method, path, body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             return answer.status, answer.read()
 
@@ -110,7 +110,7 @@ class Process:
     def listen(self, path: str = "/stream", receive_bytes: int | None = None, **headers: str) -> socket.socket:
         """Open a stream, and return it when its first byte has come."""
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        raw = self.connect(f"GET {BASE}{path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode(), receive_bytes)
+        raw = self.connect(f"GET {BASE}{path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode(), receive_bytes)
         head = b""
         # One byte at a time: what comes after the opening is the test's.
         while not head.endswith(b"1\r\n\n\r\n"):
@@ -165,7 +165,8 @@ def own() -> Iterator[Process]:
 
 
 def _head(method: str, path: str, *lines: str) -> bytes:
-    return "\r\n".join([f"{method} {BASE}{path} HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+    written = ["Content-Type: application/json"] if method in ("POST", "PUT") else []
+    return "\r\n".join([f"{method} {BASE}{path} HTTP/1.1", "Host: localhost", *written, *lines, "", ""]).encode()
 
 
 POST = ("POST", "/procedures/")

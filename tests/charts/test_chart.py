@@ -29,7 +29,7 @@ FOREIGN_KINDS = ("ServiceMonitor",)
 """Not part of Kubernetes; there is no schema to compare them with."""
 
 MANAGED = {
-    "server": {"host", "port", "entries_port", "namespace", "engine"},
+    "server": {"host", "hosts", "port", "entries_port", "namespace", "engine"},
     "engine": {"state_dir", "spares", "isolation", "confinement", "scripts_location"},
     "kubernetes": {
         "image",
