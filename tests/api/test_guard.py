@@ -237,7 +237,7 @@ def test_guard_costs_microseconds() -> None:
         *[(host, False) for host in ("0.0.0.0", "::", "", "10.0.0.1", "laptop")],
     ],
 )
-def test_server_tells_who_reaches_it(client: Any, services: Any, host: str, is_loopback: bool) -> None:
+def test_addresses_of_this_machine_alone_are_known(host: str, is_loopback: bool) -> None:
     assert is_loopback_address(host) is is_loopback
 
 

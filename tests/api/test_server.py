@@ -287,6 +287,62 @@ def test_head_has_no_body_and_keeps_the_connection(shared: Process) -> None:
     assert data.count(b"\r\n\r\n{") == 1
 
 
+# ---- what nobody is believed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SCRIPT_NAME", "PATH_INFO", "REMOTE_USER"])
+def test_path_is_what_was_asked_for_whatever_headers_say(shared: Process, name: str) -> None:
+    """Else a path could be hidden from a proxy beside the server that guards by paths."""
+    raw = shared.connect(
+        f"GET /a/healthz HTTP/1.1\r\nHost: localhost\r\n{name}: /a\r\nConnection: close\r\n\r\n".encode()
+    )
+    assert read_all(raw).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.parametrize(
+    "name", ["X-Forwarded-Host", "Forwarded", "X-Original-URL", "X-Rewrite-URL", "X-HTTP-Method-Override"]
+)
+def test_host_and_method_are_what_was_asked_for_whatever_headers_say(shared: Process, name: str) -> None:
+    raw = shared.connect(
+        f"GET /healthz HTTP/1.1\r\nHost: rebound.example\r\n{name}: localhost\r\nConnection: close\r\n\r\n".encode()
+    )
+    assert read_all(raw).startswith(b"HTTP/1.1 421 ")
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        pytest.param(["Host: localhost"], 415, id="no-content-type"),
+        pytest.param(["Host: localhost", "Content-Type: text/plain"], 415, id="text"),
+        pytest.param(
+            ["Host: localhost", "Content-Type: application/json", "Origin: https://other.example"], 403, id="origin"
+        ),
+        pytest.param(
+            ["Host: localhost", "Content-Type: application/json", "Sec-Fetch-Site: cross-site"], 403, id="site"
+        ),
+        pytest.param(["Host: rebound.example:15821", "Content-Type: application/json"], 421, id="host"),
+        pytest.param(
+            ["Host: localhost", "Host: rebound.example", "Content-Type: application/json"], 400, id="two-hosts"
+        ),
+        pytest.param(["Content-Type: application/json"], 400, id="no-host"),
+        pytest.param(["Host: localhost", "Origin: https://other.example"], 403, id="finding-of-the-review"),
+    ],
+)
+def test_write_of_a_web_page_creates_nothing(shared: Process, lines: list[str], status: int) -> None:
+    before = shared.ask("GET", f"{BASE}/procedures/")[1]
+    head = [f"POST {BASE}/procedures/ HTTP/1.1", *lines, f"Content-Length: {len(BODY)}", "Connection: close", "", ""]
+    raw = shared.connect("\r\n".join(head).encode() + BODY)
+    assert read_all(raw).startswith(f"HTTP/1.1 {status} ".encode())
+    assert shared.ask("GET", f"{BASE}/procedures/")[1] == before
+
+
+def test_no_answer_tells_a_version_of_the_server(shared: Process) -> None:
+    for request in (_head("GET", "/procedures/", "Connection: close"), b"nonsense\r\n\r\n"):
+        head = read_all(shared.connect(request)).partition(b"\r\n\r\n")[0].decode().split("\r\n")
+        told = [line for line in head if line.lower().startswith(("server:", "x-powered-by:", "via:"))]
+        assert not [line for line in told if any(one.isdigit() for one in line)]
+
+
 # ---- many slow clients -----------------------------------------------------------------------------------------------
 
 
