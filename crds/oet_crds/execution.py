@@ -156,20 +156,22 @@ class FileScript(Model):
 class GitScript(Model):
     """A file in a git repository."""
 
-    repository: str = Field(
-        min_length=1,
-        max_length=2048,
-        description="URL of the repository, without password and query.",
+    model_config = ConfigDict(
         json_schema_extra=kubernetes_extension(
-            # No pattern: the API server would repeat the URL in its refusal. One that is stored from earlier stays as it is.
+            # Of the object, not of the URL: the API server repeats a text that breaks a rule, in refusals and in warnings.
+            # Where the URL is stored from earlier, it warns and takes all other changes, a stop among them.
             validations=[
                 _rule(
-                    f"!self.matches(r'{PASSWORD_IN_URL}') && !self.matches('://.*[?]')",
+                    f"!self.repository.matches(r'{PASSWORD_IN_URL}') && !self.repository.matches('://.*[?]')",
                     "a repository's URL may have neither password nor query, which everybody would see: give OET credentials by "
                     "a Secret (the chart's git.secret)",
                 )
             ]
-        ),
+        )
+    )
+
+    repository: str = Field(
+        min_length=1, max_length=2048, description="URL of the repository, without password and query."
     )
     path: str = Field(min_length=1, max_length=4096, description="Path of the script in the repository.")
     branch: str | None = Field(None, max_length=255, description="Branch; absent: the default branch.")

@@ -894,6 +894,7 @@ def test_stop_of_an_unknown_procedure_says_that_nothing_is_certain(client: Any, 
     assert answer.status_code == 504
     assert "cannot be known" in answer.json["detail"]
 
+
 # ---- passwords in URLs -----------------------------------------------------------------------------------------------
 
 

@@ -26,7 +26,7 @@
 {{- if and .Values.api.ingress.enabled .Values.api.ingress.host -}}
 {{- $hosts = append $hosts .Values.api.ingress.host -}}
 {{- end -}}
-{{- join " " (concat $hosts .Values.api.hosts | uniq) -}}
+{{- join " " (concat $hosts (.Values.api.hosts | default list) | uniq) -}}
 {{- end }}
 
 {{- define "oet.operatorAccount" -}}
