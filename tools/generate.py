@@ -178,7 +178,7 @@ def build_openapi() -> str:
     settings = ServerSettings()
     # Nothing but the description is asked for, so there is no engine behind it.
     app = create_app(None, None, settings)  # type: ignore[arg-type]
-    answer = TestClient(app).simulate_get(f"{compute_base(settings)}/openapi.json")
+    answer = TestClient(app).simulate_get(f"{compute_base(settings)}/openapi.json", host=settings.host)
     return json.dumps(answer.json, indent=1, sort_keys=True, ensure_ascii=False) + "\n"
 
 

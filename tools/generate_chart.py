@@ -11,7 +11,7 @@ from oet_crds.settings import Settings
 SCHEMA = Path(__file__).parents[1] / "charts" / "oet" / "values.schema.json"
 
 MADE_BY_THE_CHART = {
-    "server": {"host", "port", "entries_port", "namespace", "engine"},
+    "server": {"host", "hosts", "port", "entries_port", "namespace", "engine"},
     "engine": {"state_dir", "spares", "isolation", "confinement", "scripts_location"},
     "kubernetes": {
         "image",

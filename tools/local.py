@@ -316,6 +316,8 @@ def build_container_command(environ: Mapping[str, str], start: Path, name: str) 
         f"--volume={start}:/tmp/bashrc:ro",
         "--workdir=/app",
         f"--env=PYTHONPATH={folders}",
+        # On the host's network a server that is started in the shell is for this machine alone, as outside.
+        "--env=OET_HOST=",
     ]
     network = ["--network=host", *images.observe_limits()] if tool is Tool.PODMAN else []
     return [tool, "run", "--rm", f"--name={name}", "--interactive", *terminal, *network, *flags, image, *inside]

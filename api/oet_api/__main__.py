@@ -7,6 +7,7 @@ import os
 import sys
 
 from oet_api.app import observe_version
+from oet_api.guard import is_loopback_address
 from oet_api.server import Engine, run_server
 from oet_api.services import compute_base
 from oet_crds.errors import UnavailableError
@@ -28,11 +29,15 @@ def build_greeting(settings: ServerSettings, host: str, port: int) -> str:
     is_usual = name in ("localhost", "127.0.0.1") and (port, settings.namespace) == (defaults.port, defaults.namespace)
     prefix = "" if is_usual else f"OET_URL={url} "
     everywhere = " (all addresses of this machine)" if host in _EVERYWHERE else ""
+    warning = (
+        f"  WARNING: whoever reaches port {port} of this machine can run Python on it. OET_HOST=127.0.0.1 is for this machine "
+        "alone.\n"
+    )
     return (
         f"OET {observe_version()} is ready at {url}{everywhere}\n"
         f"  Look at the API:   {url}/ui\n"
         f"  Run a script:      {prefix}oet procedure run examples/hello.py\n"
-        f"  Stop the server:   Ctrl-C\n"
+        f"  Stop the server:   Ctrl-C\n" + ("" if is_loopback_address(host) else warning)
     )
 
 

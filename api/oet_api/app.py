@@ -10,6 +10,7 @@ import falcon
 import falcon.media
 
 from oet_api.errors import install_error_handlers
+from oet_api.guard import Guard
 from oet_api.openapi import build_document
 from oet_api.resources.activities import ActivitiesResource, ActivityResource
 from oet_api.resources.docs import DocumentResource, PageResource, RedirectResource, StaticResource
@@ -72,7 +73,8 @@ def create_app(store: ExecutionStore, timeline: Timeline, settings: ServerSettin
 def build_application(services: Services) -> Application:
     """Return the application over its parts."""
     ports = [_Ports(services.settings.entries_port)] if services.settings.entries_port else []
-    app: Application = falcon.App(middleware=[*ports, _RequestLimits(services.settings), services.metrics])
+    guard, limits = Guard(services.settings), _RequestLimits(services.settings)
+    app: Application = falcon.App(middleware=[guard, *ports, limits, services.metrics])
     app.req_options.strip_url_path_trailing_slash = True
     app.resp_options.media_handlers["application/json"] = falcon.media.JSONHandler(dumps=_dumps)
     install_error_handlers(app)

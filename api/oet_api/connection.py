@@ -9,6 +9,7 @@ import time
 from enum import Enum, auto
 from typing import Any
 
+from oet_api.guard import SECURITY_HEADERS
 from oet_api.intake import IntakeLimits, RequestBuffer
 from oet_api.wire import dump_json
 
@@ -135,8 +136,12 @@ class Connection:
 def build_refusal(status: int, detail: str) -> bytes:
     """Return an error answer that closes the connection, for requests that never reach the application."""
     body = dump_json({"detail": detail})
-    head = (
-        f"HTTP/1.1 {status} {_PHRASES.get(status, 'Error')}\r\nConnection: close\r\n"
-        f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-    )
+    lines = [
+        f"HTTP/1.1 {status} {_PHRASES.get(status, 'Error')}",
+        "Connection: close",
+        "Content-Type: application/json",
+        f"Content-Length: {len(body)}",
+        *(f"{name}: {value}" for name, value in SECURITY_HEADERS.items()),
+    ]
+    head = "\r\n".join([*lines, "", ""])
     return head.encode("ascii") + body

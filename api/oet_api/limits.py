@@ -10,6 +10,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+from oet_crds.git import mask_secrets
+
 __all__ = [
     "MAX_DEPTH",
     "InvalidJsonError",
@@ -129,8 +131,9 @@ def is_clean_text(text: str) -> bool:
 
 
 def shorten(value: Any, depth: int = 4) -> Any:
-    """Return a value as an answer may repeat it: long texts, long lists, huge numbers and deep nesting cut."""
+    """Return a value as an answer may repeat it: long, huge and deeply nested ones cut, passwords in URLs masked."""
     if isinstance(value, str):
+        value = mask_secrets(value)
         text = value if len(value) <= MAX_ECHO_CHARS else value[:MAX_ECHO_CHARS] + "..."
         return text.encode("utf-8", "replace").decode("utf-8")
     if value is None or isinstance(value, bool):

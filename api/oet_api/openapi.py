@@ -38,12 +38,13 @@ MAX_ID_DIGITS = 18
 
 _DESCRIPTIONS = {
     400: "The request is not HTTP that this server takes.",
-    403: "A script may not come from there.",
+    403: "A script may not come from there, or a web page from elsewhere sent this.",
     404: "There is no such thing; `detail` says what.",
     409: "Not possible as things are; `detail` says why and what to do.",
     411: "The length of the body is not given.",
     413: "Larger than this server takes.",
     415: "Only application/json is taken.",
+    421: "The header Host names no host of this server.",
     422: "The request breaks the schema.",
     503: "A limit is reached or a part is away; try again after Retry-After seconds.",
     504: "The outcome is not known yet; `detail` says what is true now.",
@@ -187,12 +188,10 @@ def read_body(req: falcon.Request) -> bytes:
     """Return the body of a request.
 
     Raises:
-        BadRequestError: No JSON by its headers, larger than allowed, of unknown length, or shorter than announced.
+        BadRequestError: Encoded, larger than allowed, of unknown length, or shorter than announced. That it is JSON by its
+            headers `oet_api.guard` has seen to.
     """
     limit = req.context.max_body_bytes
-    media = (req.content_type or JSON).partition(";")[0].strip().lower()
-    if media != JSON and not re.fullmatch(r"application/[\w.+-]+\+json", media):
-        raise BadRequestError(415, f"Content-Type {shorten(media)!r} is not taken; send {JSON}")
     if req.get_header("Content-Encoding", default="identity").strip().lower() not in ("identity", ""):
         raise BadRequestError(415, "Content-Encoding is not taken; send the JSON as it is")
     if req.get_header("Transfer-Encoding"):
@@ -287,7 +286,8 @@ def _build_responses(operation: Operation, path: str) -> dict[str, Any]:
     success["content"] = {
         media: {"schema": schema if media == JSON else {"type": "string"}} for media in operation.media
     }
-    statuses = {*operation.errors}
+    # Whoever asks, `oet_api.guard` looks first.
+    statuses = {403, 421, *operation.errors}
     if operation.body is not None:
         statuses |= {400, 411, 413, 415, 422}
     if operation.query is not None:

@@ -110,6 +110,11 @@ class Server(BaseApplication):  # type: ignore[misc]
             "timeout": 0,
             "limit_request_line": 8190,
             "control_socket_disable": True,
+            # Nobody is believed who says for whom a request is: SCRIPT_NAME would hide a path from a proxy's rules.
+            "forwarded_allow_ips": "",
+            "forwarder_headers": "",
+            "secure_scheme_headers": {},
+            "header_map": "drop",
             "accesslog": None,
             "errorlog": "-",
             "loglevel": "warning",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from oet_api.wire import dump_json
+from oet_api.wire import dump_json, mask_payload
 from oet_crds.ports import TimelineEntry
 
 __all__ = ["FAREWELL", "HEARTBEAT", "OPENING", "build_frame"]
@@ -19,5 +19,8 @@ FAREWELL = b":the server stops\n\n"
 
 def build_frame(entry: TimelineEntry) -> bytes:
     """Return an entry as the frame of one event; its id is what `Last-Event-ID` resumes after."""
-    event = {**{name: value for name, value in entry.payload.items() if name != "topic"}, "topic": str(entry.topic)}
+    event = {
+        **{name: value for name, value in mask_payload(entry.payload).items() if name != "topic"},
+        "topic": str(entry.topic),
+    }
     return b"data:%b\nid:%d\n\n" % (dump_json(event, compact=False), entry.id)

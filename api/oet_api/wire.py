@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
 
@@ -29,6 +30,7 @@ from oet_crds.execution import (
     WhenBusy,
 )
 from oet_crds.execution import FunctionArgs as SpecArgs
+from oet_crds.git import PASSWORD_IN_URL, find_secret, mask_secrets
 from oet_crds.settings import GitSettings
 from oet_crds.states import DesiredState, Mode, Purpose, State
 from oet_crds.subarrays import MAX_SUBARRAY, SUBARRAY_KEY
@@ -47,6 +49,7 @@ __all__ = [
     "build_spec_args",
     "check_subarray_id",
     "dump_json",
+    "mask_payload",
     "parse_script",
     "render_script",
     "render_script_args",
@@ -71,11 +74,19 @@ def _check_clean(text: str) -> str:
 
 
 def _check_prefix(text: str, prefix: str, kind: str) -> str:
+    if re.search(PASSWORD_IN_URL, text):
+        raise ValueError("it holds a password, which everybody would see who sees the execution: leave it out")
     if not text.startswith(prefix):
         raise ValueError(f"Incorrect prefix for {kind}: {text}")
     if text == prefix:
         raise ValueError(f"{prefix} needs a path after it")
     return text
+
+
+def _check_no_secret(repository: str) -> str:
+    if secret := find_secret(repository):
+        raise ValueError(secret)
+    return repository
 
 
 Clean = AfterValidator(_check_clean)
@@ -137,11 +148,12 @@ class FileSystemScript(Request):
 class GitArgs(Request):
     """Where the repository is, and which version of it."""
 
-    git_repo: Annotated[str, Clean] | None = Field(
+    git_repo: Annotated[str, Clean, AfterValidator(_check_no_secret)] | None = Field(
         None,
         min_length=1,
         max_length=2048,
-        description="URL of the repository; absent: the one of the server's settings, usually ska-oso-scripting.",
+        description="URL of the repository, without password and query; absent: the one of the server's settings, usually "
+        "ska-oso-scripting.",
     )
     git_branch: Annotated[str, Clean] | None = Field(
         None,
@@ -360,7 +372,7 @@ def build_procedure(execution: ScriptExecution, base: str) -> dict[str, Any]:
     if status.reason is not None:
         procedure["reason"] = str(status.reason)
     if status.message is not None:
-        procedure["message"] = status.message
+        procedure["message"] = mask_secrets(status.message)
     if status.resolved is not None and status.resolved.commit is not None:
         procedure["commit"] = status.resolved.commit
     return procedure
@@ -399,7 +411,7 @@ def render_script(source: ScriptSource) -> dict[str, Any]:
         git = source.git
         return {
             "script_uri": _GIT_PREFIX + git.path,
-            "git_args": {"git_repo": git.repository, "git_branch": git.branch, "git_commit": git.commit},
+            "git_args": {"git_repo": mask_secrets(git.repository), "git_branch": git.branch, "git_commit": git.commit},
             "create_env": git.create_env,
             "script_type": "git",
         }
@@ -407,6 +419,19 @@ def render_script(source: ScriptSource) -> dict[str, Any]:
         return {"name": source.config_map.name, "key": source.config_map.key, "script_type": "configmap"}
     assert source.inline is not None
     return {"source": source.inline.source, "script_type": "inline"}
+
+
+def mask_payload(payload: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return what an entry of a timeline says, as people may see it: an older release has taken passwords in URLs."""
+    for name in ("cmd", "result"):
+        holder = payload.get(name)
+        script = holder.get("script") if isinstance(holder, Mapping) else None
+        git = script.get("git_args") if isinstance(script, Mapping) else None
+        repository = git.get("git_repo") if isinstance(git, Mapping) else None
+        if isinstance(repository, str) and find_secret(repository):
+            masked = {**script, "git_args": {**git, "git_repo": mask_secrets(repository)}}  # type: ignore[dict-item]
+            payload = {**payload, name: {**holder, "script": masked}}  # type: ignore[dict-item]
+    return payload
 
 
 def dump_json(value: Any, *, compact: bool = True) -> bytes:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from oet_crds.conditions import find_condition
 from oet_crds.execution import FileScript, GitScript, ScriptExecution, ScriptSource
-from oet_crds.git import find_version_problem, is_commit, parse_place
+from oet_crds.git import find_secret, find_version_problem, is_commit, parse_place
 from oet_crds.states import ConditionType, DesiredState, Purpose, State
 
 __all__ = [
@@ -45,6 +45,8 @@ def parse_abort_script(uri: str) -> ScriptSource | None:
             "it is neither file:///PATH nor git+URL@VERSION#PATH, for example git+https://host/repo.git@branch#scripts/abort.py"
         )
     repository, version, path = found["repository"], found["version"], found["path"]
+    if secret := find_secret(repository):
+        raise ValueError(secret)
     parse_place(repository)
     commit, branch = (version, None) if is_commit(version) else (None, version)
     if problem := find_version_problem(branch, commit):

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.alias_generators import to_camel
 
+from oet_crds.git import PASSWORD_IN_URL
 from oet_crds.names import GROUP, KIND, VERSION
 from oet_crds.reasons import Outcome, Reason
 from oet_crds.states import FINAL_STATES, DesiredState, Mode, Purpose, State, is_final
@@ -155,7 +156,23 @@ class FileScript(Model):
 class GitScript(Model):
     """A file in a git repository."""
 
-    repository: str = Field(min_length=1, max_length=2048, description="URL of the repository.")
+    model_config = ConfigDict(
+        json_schema_extra=kubernetes_extension(
+            # Of the object, not of the URL: the API server repeats a text that breaks a rule, in refusals and in warnings.
+            # Where the URL is stored from earlier, it warns and takes all other changes, a stop among them.
+            validations=[
+                _rule(
+                    f"!self.repository.matches(r'{PASSWORD_IN_URL}') && !self.repository.matches('://.*[?]')",
+                    "a repository's URL may have neither password nor query, which everybody would see: give OET credentials by "
+                    "a Secret (the chart's git.secret)",
+                )
+            ]
+        )
+    )
+
+    repository: str = Field(
+        min_length=1, max_length=2048, description="URL of the repository, without password and query."
+    )
     path: str = Field(min_length=1, max_length=4096, description="Path of the script in the repository.")
     branch: str | None = Field(None, max_length=255, description="Branch; absent: the default branch.")
     commit: str | None = Field(None, max_length=64, description="Commit; wins over the branch.")

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GIT_VARIABLES",
+    "PASSWORD_IN_URL",
     "PROTOCOLS",
     "SHARE_ALWAYS",
     "SHARE_AUTO",
@@ -21,9 +22,11 @@ __all__ = [
     "GitPolicy",
     "Place",
     "find_problem",
+    "find_secret",
     "find_version_problem",
     "is_commit",
     "mask_credentials",
+    "mask_secrets",
     "parse_place",
 ]
 
@@ -50,6 +53,17 @@ never; or always, and no script is run where the kernel cannot do that."""
 _SCP_FORM = re.compile(r"(?:(?P<user>[^@/:]+)@)?(?P<host>[^@/:]+):(?P<path>.*)")
 """`user@host:path`: what git takes for ssh, as does scp."""
 
+PASSWORD_IN_URL = r"://[^/?#:\[]*:[0-9]*[^0-9/?#]|^[^/@:]+:[^/@]*@"
+"""A URL with a password: after a colon before the path comes a port, or it is one; then the same in scp's form.
+
+Python reads it as RE2 does, by which Kubernetes applies it.
+"""
+
+_PASSWORD_IN_URL = re.compile(PASSWORD_IN_URL)
+# What is masked ends where the next URL begins: so long texts take no longer than they must.
+_PASSWORD = re.compile(r"((?<=://)[^/?#:\s'\"\[]*):(?=[0-9]*[^0-9/?#\s'\"])(?:[^/?#\s'\"]*@|(?:(?!://)[^\s'\"])*@)")
+_SCP_PASSWORD = re.compile(r"^([^/@:\s]+):[^/@\s]*@")
+_QUERY = re.compile(r"((?<=://)(?:(?!://)[^\s'\"?])*)\?[^\s'\"]*")
 _USER_INFO = re.compile(r"(?<=://)[^/\s'\"]*@")
 _UNPRINTABLE = re.compile(r"[\x00-\x20\x7f]")
 _COMMIT = re.compile(r"[0-9a-f]{4,64}")
@@ -146,6 +160,8 @@ def parse_place(repository: str) -> Place:
 def find_problem(repository: str, policy: GitPolicy) -> str | None:
     """Say why scripts may not come from a repository; None when they may. Pure."""
     shown = mask_credentials(repository)[:200]
+    if secret := find_secret(repository):
+        return f"repository {shown!r} cannot be used: {secret}"
     try:
         place = parse_place(repository)
     except ValueError as error:
@@ -191,6 +207,23 @@ def is_commit(value: object) -> bool:
     return isinstance(value, str) and len(value) in (40, 64) and _COMMIT.fullmatch(value) is not None
 
 
+def find_secret(repository: str) -> str | None:
+    """Say why the URL of a repository may hold a secret; None when it cannot. Pure: a user's name alone is none."""
+    if not _PASSWORD_IN_URL.search(repository) and "?" not in repository.partition("://")[2]:
+        return None
+    return (
+        "it holds a password or a query, which everybody would see who sees the execution: leave it out, and give OET "
+        "credentials by a Secret or by [git] credentials_dir"
+    )
+
+
+def mask_secrets(url: str) -> str:
+    """Return a URL, or a text with URLs, without their passwords and queries; users' names stay. Pure."""
+    if "@" not in url and "?" not in url:
+        return url
+    return _QUERY.sub(r"\1?***", _SCP_PASSWORD.sub(r"\1:***@", _PASSWORD.sub(r"\1:***@", url)))
+
+
 def mask_credentials(text: str) -> str:
-    """Return a text without the names and passwords that URLs in it hold. Pure."""
-    return _USER_INFO.sub("***@", text)
+    """Return a text without the names, passwords and queries that URLs in it hold. Pure."""
+    return _USER_INFO.sub("***@", mask_secrets(text))

@@ -20,7 +20,7 @@ import oet_crds
 from oet_crds.aborts import ABORT_SCRIPT, parse_abort_script
 from oet_crds.execution import MAX_LIMIT_SECONDS
 from oet_crds.flags import READ_VIA_PUBSUB, parse_flag
-from oet_crds.git import GIT_VARIABLES, PROTOCOLS, SHARING, GitPolicy, find_problem
+from oet_crds.git import GIT_VARIABLES, PROTOCOLS, SHARING, GitPolicy, find_problem, find_secret, mask_secrets
 from oet_crds.ini import Entries, Entry, SettingsError, find_settings_files, merge_entries, parse_ini, read_ini
 from oet_crds.mailbox import CONFINEMENT_VARIABLE, Confinement
 from oet_crds.names import DEFAULT_NAMESPACE, SCRIPTS_FOLDER, TIMELINE_URL_VARIABLE
@@ -57,15 +57,39 @@ def _parse_switch(value: object) -> object:
     return parse_flag(value) if isinstance(value, str) else value
 
 
+def _check_repository(repository: str) -> str:
+    if secret := find_secret(repository):
+        raise ValueError(secret)
+    return repository
+
+
 def _check_abort_script(uri: str) -> str:
     parse_abort_script(uri)
     return uri
 
 
+_HOST_NAME = r"(\*|(\*\.)?[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9_.])?)"
+_HOSTS = f"^({_HOST_NAME}([ ,]+{_HOST_NAME})*)?$"
+"""Names of hosts without a port: a browser's page has the same name on every one."""
+
+
 class ServerSettings(_Section):
     """Section `[server]`: the REST server."""
 
-    host: str = Field("0.0.0.0", description="Address to listen on.", json_schema_extra=_env("OET_HOST"))
+    host: str = Field(
+        "127.0.0.1",
+        description="Address to listen on. Whoever reaches it can run Python: 127.0.0.1 is this machine alone, 0.0.0.0 all "
+        "addresses, for a server behind a network policy or an ingress that asks who comes.",
+        json_schema_extra=_env("OET_HOST"),
+    )
+    hosts: str = Field(
+        "",
+        pattern=_HOSTS,
+        description="Names under which the server may be addressed, with spaces between, beside addresses, localhost and the "
+        "name of its machine; *.NAME: all below one; *: every name, where something before it checks them. Any other is "
+        "refused (421): a web page can give this server's address a name of its own, and would then be taken for OET's page.",
+        json_schema_extra=_env("OET_HOSTS"),
+    )
     port: int = Field(5000, ge=0, le=65535, description="Port to listen on.", json_schema_extra=_env("OET_PORT"))
     entries_port: int = Field(
         0,
@@ -314,7 +338,7 @@ _GIT = GitPolicy()
 class GitSettings(_Section):
     """Section `[git]`: scripts from git repositories. All but the first two travel to the runners."""
 
-    repository: str = Field(
+    repository: Annotated[str, AfterValidator(_check_repository)] = Field(
         "https://gitlab.com/ska-telescope/oso/ska-oso-scripting.git",
         min_length=1,
         description="Repository of git scripts whose request names none.",
@@ -637,5 +661,5 @@ def _describe(problem: Any, entries: Entries) -> str:
     where = known[keys[0]].origin
     if problem["type"] == "extra_forbidden":
         return f"{where}: [{section}] {keys[0]} is not a setting of OET; see the comments in the shipped oet.ini"
-    given, why = mask_password(str(problem["input"])), problem["msg"].removeprefix("Value error, ")
+    given, why = mask_secrets(mask_password(str(problem["input"]))), problem["msg"].removeprefix("Value error, ")
     return f"{where}: [{section}] {keys[0]} = {given!r}: {why}"

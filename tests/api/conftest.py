@@ -89,6 +89,7 @@ class Client:
         target = path[1:] if path.startswith("//") else BASE + path
         if json is not None:
             more["json"] = json
+        more.setdefault("host", "localhost")
         return self._client.simulate_request(method, target, **more)
 
     def create(self, subarray: Any = None, **fields: Any) -> int:

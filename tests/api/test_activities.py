@@ -310,3 +310,15 @@ def test_script_that_may_not_come_from_there_is_forbidden_before_anything_is_mad
         activities.run(_request(), Origin())
     assert refused.value.status == 403
     assert not (tmp_path / "sbi").exists()
+
+
+def test_password_in_the_repository_of_a_definition_is_refused_and_not_repeated(tmp_path: Path) -> None:
+    folder = tmp_path / "sbd/sbd-1"
+    folder.mkdir(parents=True)
+    script = {**GIT, "repo": "https://me:geheim@h/x"}
+    (folder / "1.json").write_text(json.dumps({"activities": {"observe": script}}))
+    activities = Activities(NotImplemented, FileOda(tmp_path), GitSettings(), dict, dict)
+    with pytest.raises(RequestRefusedError, match="password") as refused:
+        activities.run(_request(), Origin())
+    assert "geheim" not in str(refused.value)
+    assert not (tmp_path / "sbi").exists()

@@ -5,8 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from falcon.testing import TestClient
 
 from oet_api.__main__ import build_greeting
+from oet_api.app import build_application
+from oet_api.services import build_services
 from oet_crds.ports import Health
 from oet_crds.settings import ServerSettings
 
@@ -82,3 +85,17 @@ def test_greeting_says_where_and_how(host: str, port: int, words: list[str]) -> 
     greeting = build_greeting(ServerSettings(), host, port)
     for word in words:
         assert word in greeting
+
+
+@pytest.mark.parametrize(
+    ("host", "is_reached"), [("127.0.0.1", False), ("::1", False), ("0.0.0.0", True), ("10.1.2.3", True)]
+)
+def test_server_that_others_reach_says_so(store: Any, timeline: Any, host: str, is_reached: bool) -> None:
+    assert ("can run Python" in build_greeting(ServerSettings(), host, 5000)) is is_reached
+    services = build_services(store, timeline, ServerSettings(host=host))
+    answer = TestClient(build_application(services)).simulate_get("/readyz", host="localhost")
+    assert (f"whoever reaches it at {host} can run Python" in answer.json["detail"]) is is_reached
+
+
+def test_server_listens_on_this_machine_alone_unless_told_otherwise() -> None:
+    assert ServerSettings().host == "127.0.0.1"

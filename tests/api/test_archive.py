@@ -82,7 +82,7 @@ def test_list_without_the_database_has_what_the_engine_has_and_says_so(
 ) -> None:
     archive = FakeArchive(executions)
     services = replace(build_services(store, timeline, settings), archive=archive)
-    client = falcon.testing.TestClient(build_application(services))
+    client = falcon.testing.TestClient(build_application(services), headers={"Host": "localhost"})
     answer = client.simulate_get(f"{BASE}/procedures/")
     assert len(answer.json) == 6
     assert "warning" not in answer.headers
@@ -104,7 +104,7 @@ def test_id_that_another_server_gave_is_waited_for(timeline: Any) -> None:
 def test_stream_of_a_subarray_has_the_events_of_its_procedures(
     store: Any, timeline: Any, services: Any, app: Any, executions: list[ScriptExecution]
 ) -> None:
-    client = falcon.testing.TestClient(app)
+    client = falcon.testing.TestClient(app, headers={"Host": "localhost"})
     after = timeline.last_id()
     for number in (5, 6, 1, 6):
         timeline.put_message(number, msg=str(number))
@@ -117,7 +117,7 @@ def test_stream_of_a_subarray_has_the_events_of_its_procedures(
 def test_stream_ends_in_order_when_the_timeline_cannot_be_read(
     timeline: Any, services: Any, app: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    client = falcon.testing.TestClient(app)
+    client = falcon.testing.TestClient(app, headers={"Host": "localhost"})
     for _ in range(3):
         timeline.put_message(1, msg="a")
     services.broadcast.start()

@@ -97,7 +97,7 @@ class Process:
         """Send a request on a connection of its own."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=10)
         with contextlib.closing(connection):
-            connection.request(method, path, body)
+            connection.request(method, path, body, {"Content-Type": "application/json"})
             answer = connection.getresponse()
             return answer.status, answer.read()
 
@@ -110,7 +110,7 @@ class Process:
     def listen(self, path: str = "/stream", receive_bytes: int | None = None, **headers: str) -> socket.socket:
         """Open a stream, and return it when its first byte has come."""
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
-        raw = self.connect(f"GET {BASE}{path} HTTP/1.1\r\nHost: x\r\n{lines}\r\n".encode(), receive_bytes)
+        raw = self.connect(f"GET {BASE}{path} HTTP/1.1\r\nHost: localhost\r\n{lines}\r\n".encode(), receive_bytes)
         head = b""
         # One byte at a time: what comes after the opening is the test's.
         while not head.endswith(b"1\r\n\n\r\n"):
@@ -165,7 +165,8 @@ def own() -> Iterator[Process]:
 
 
 def _head(method: str, path: str, *lines: str) -> bytes:
-    return "\r\n".join([f"{method} {BASE}{path} HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+    written = ["Content-Type: application/json"] if method in ("POST", "PUT") else []
+    return "\r\n".join([f"{method} {BASE}{path} HTTP/1.1", "Host: localhost", *written, *lines, "", ""]).encode()
 
 
 POST = ("POST", "/procedures/")
@@ -284,6 +285,62 @@ def test_head_has_no_body_and_keeps_the_connection(shared: Process) -> None:
     data = read_all(raw)
     assert data.count(b"HTTP/1.1 200 OK") == 3
     assert data.count(b"\r\n\r\n{") == 1
+
+
+# ---- what nobody is believed -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["SCRIPT_NAME", "PATH_INFO", "REMOTE_USER"])
+def test_path_is_what_was_asked_for_whatever_headers_say(shared: Process, name: str) -> None:
+    """Else a path could be hidden from a proxy beside the server that guards by paths."""
+    raw = shared.connect(
+        f"GET /a/healthz HTTP/1.1\r\nHost: localhost\r\n{name}: /a\r\nConnection: close\r\n\r\n".encode()
+    )
+    assert read_all(raw).startswith(b"HTTP/1.1 404 ")
+
+
+@pytest.mark.parametrize(
+    "name", ["X-Forwarded-Host", "Forwarded", "X-Original-URL", "X-Rewrite-URL", "X-HTTP-Method-Override"]
+)
+def test_host_and_method_are_what_was_asked_for_whatever_headers_say(shared: Process, name: str) -> None:
+    raw = shared.connect(
+        f"GET /healthz HTTP/1.1\r\nHost: rebound.example\r\n{name}: localhost\r\nConnection: close\r\n\r\n".encode()
+    )
+    assert read_all(raw).startswith(b"HTTP/1.1 421 ")
+
+
+@pytest.mark.parametrize(
+    ("lines", "status"),
+    [
+        pytest.param(["Host: localhost"], 415, id="no-content-type"),
+        pytest.param(["Host: localhost", "Content-Type: text/plain"], 415, id="text"),
+        pytest.param(
+            ["Host: localhost", "Content-Type: application/json", "Origin: https://other.example"], 403, id="origin"
+        ),
+        pytest.param(
+            ["Host: localhost", "Content-Type: application/json", "Sec-Fetch-Site: cross-site"], 403, id="site"
+        ),
+        pytest.param(["Host: rebound.example:15821", "Content-Type: application/json"], 421, id="host"),
+        pytest.param(
+            ["Host: localhost", "Host: rebound.example", "Content-Type: application/json"], 400, id="two-hosts"
+        ),
+        pytest.param(["Content-Type: application/json"], 400, id="no-host"),
+        pytest.param(["Host: localhost", "Origin: https://other.example"], 403, id="finding-of-the-review"),
+    ],
+)
+def test_write_of_a_web_page_creates_nothing(shared: Process, lines: list[str], status: int) -> None:
+    before = shared.ask("GET", f"{BASE}/procedures/")[1]
+    head = [f"POST {BASE}/procedures/ HTTP/1.1", *lines, f"Content-Length: {len(BODY)}", "Connection: close", "", ""]
+    raw = shared.connect("\r\n".join(head).encode() + BODY)
+    assert read_all(raw).startswith(f"HTTP/1.1 {status} ".encode())
+    assert shared.ask("GET", f"{BASE}/procedures/")[1] == before
+
+
+def test_no_answer_tells_a_version_of_the_server(shared: Process) -> None:
+    for request in (_head("GET", "/procedures/", "Connection: close"), b"nonsense\r\n\r\n"):
+        head = read_all(shared.connect(request)).partition(b"\r\n\r\n")[0].decode().split("\r\n")
+        told = [line for line in head if line.lower().startswith(("server:", "x-powered-by:", "via:"))]
+        assert not [line for line in told if any(one.isdigit() for one in line)]
 
 
 # ---- many slow clients -----------------------------------------------------------------------------------------------

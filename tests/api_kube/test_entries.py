@@ -60,7 +60,7 @@ def uid(cluster: FakeCluster) -> str:
 def client(engine: KubeEngine) -> Iterator[falcon.testing.TestClient]:
     settings = ServerSettings(namespace=NAMESPACE, max_body_bytes=20_000)
     services = replace(build_services(engine, engine.timeline, settings), ingest=engine.ingest)
-    yield falcon.testing.TestClient(build_application(services))
+    yield falcon.testing.TestClient(build_application(services), headers={"Host": "localhost"})
     services.broadcast.stop()
 
 
@@ -328,7 +328,7 @@ def test_without_a_sink_nobody_posts(cluster: FakeCluster, start: Any) -> None:
     engine = start()
     assert engine.ingest is None
     services = build_services(engine, engine.timeline, ServerSettings(namespace=NAMESPACE))
-    client = falcon.testing.TestClient(build_application(services))
+    client = falcon.testing.TestClient(build_application(services), headers={"Host": "localhost"})
     assert client.simulate_post(ENTRIES_PATH.replace("{uid}", "x"), json={}).status_code == 404
     services.broadcast.stop()
 

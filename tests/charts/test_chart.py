@@ -29,7 +29,7 @@ FOREIGN_KINDS = ("ServiceMonitor",)
 """Not part of Kubernetes; there is no schema to compare them with."""
 
 MANAGED = {
-    "server": {"host", "port", "entries_port", "namespace", "engine"},
+    "server": {"host", "hosts", "port", "entries_port", "namespace", "engine"},
     "engine": {"state_dir", "spares", "isolation", "confinement", "scripts_location"},
     "kubernetes": {
         "image",
@@ -894,3 +894,22 @@ def test_simulated_telescope_is_what_scripts_use(render: Render, find: Find, is_
 def test_simulated_and_real_telescope_exclude_each_other(render: Render) -> None:
     with pytest.raises(Refused, match="either a simulated telescope or a real one"):
         render({"simulation": {"enabled": True}, "tangoHost": "db:10000"})
+
+
+@pytest.mark.parametrize(
+    ("api", "names"),
+    [
+        ({}, []),
+        ({"ingress": {"enabled": True, "host": "oet.local"}}, ["oet.local"]),
+        ({"ingress": {"enabled": False, "host": "oet.local"}}, []),
+        ({"hosts": ["a.example", "*.b.example"]}, ["a.example", "*.b.example"]),
+    ],
+)
+def test_api_answers_to_the_names_by_which_clients_come(find: Find, api: dict[str, Any], names: list[str]) -> None:
+    (container,) = find("Deployment", "oet-api", {"api": api})["spec"]["template"]["spec"]["containers"]
+    environ = {one["name"]: one.get("value", "") for one in container["env"]}
+    endings = ("", ".observatory", ".observatory.svc", ".observatory.svc.cluster.local")
+    own = [f"oet-api{ending}" for ending in endings]
+    settings = parse_settings("", "none", environ).server
+    assert settings.hosts.split() == own + names
+    assert settings.host == "0.0.0.0"

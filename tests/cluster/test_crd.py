@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from oet_cluster.kubectl import Kubectl, Outcome
 from oet_cluster.waiting import wait_for
 
 from oet_crds.execution import ScriptExecutionSpec, WhenBusy
+from oet_crds.git import find_secret
 from oet_crds.names import CATEGORY, GROUP, KIND, PLURAL, SHORT_NAME, VERSION
 from oet_crds.states import DesiredState, State
 
@@ -71,6 +73,72 @@ def test_api_server_gives_the_verdict_of_the_table(executions: Kubectl, name: st
     assert outcome.is_done == case["allowed"], outcome.complaint or outcome.output
     if not case["allowed"]:
         assert f'"{name}" is invalid' in outcome.complaint
+
+
+SECRET = "geheim"
+
+
+def _build_git(repository: str) -> dict[str, Any]:
+    return {"desiredState": DesiredState.READY, "script": {"git": {"repository": repository, "path": "a.py"}}}
+
+
+@pytest.mark.parametrize(
+    "repository",
+    [
+        *(f"https://me:{SECRET}@h/x", f"https://h/x?token={SECRET}", f"me:{SECRET}@h:x", f"ssh://me:a/{SECRET}@h/x"),
+        *("https://me:1234@h/x", "https://me:@h/x"),
+    ],
+)
+def test_url_with_a_password_is_refused_without_repeating_it(executions: Kubectl, name: str, repository: str) -> None:
+    assert find_secret(repository) is not None
+    outcome = executions.attempt("create", "--filename=-", manifest=build(name, _build_git(repository)))
+    assert not outcome.is_done
+    assert "neither password nor query" in outcome.complaint
+    assert SECRET not in outcome.complaint
+
+
+@pytest.mark.parametrize(
+    "repository",
+    ["https://h:8443/x@y", "git@h:x.git", "ssh://git@[::1]:22/x", "https://me@h/x", "/srv/x@y", "file:///srv/x"],
+)
+def test_url_with_a_name_alone_is_taken(executions: Kubectl, name: str, repository: str) -> None:
+    assert find_secret(repository) is None
+    create(executions, name, _build_git(repository))
+
+
+def test_execution_that_has_a_password_from_earlier_can_be_stopped_and_told_of(executions: Kubectl, name: str) -> None:
+    definition = executions.read("crd", RESOURCE)
+    older = copy.deepcopy(definition)
+    (version,) = older["spec"]["versions"]
+    script = version["schema"]["openAPIV3Schema"]["properties"]["spec"]["properties"]["script"]
+    script["properties"]["git"].pop("x-kubernetes-validations")
+    manifest = build(name, _build_git(f"https://me:{SECRET}@h/x"))
+
+    def is_taken() -> bool:
+        return executions.attempt("create", "--dry-run=server", "--filename=-", manifest=manifest).is_done
+
+    executions.run("replace", "--filename=-", manifest=older)
+    try:
+        wait_for(is_taken, 30, "the older definition is not in force")
+        executions.run("create", "--filename=-", manifest=manifest)
+    finally:
+        older["spec"] = definition["spec"]
+        older["metadata"].pop("resourceVersion")
+        executions.run("replace", "--filename=-", manifest=older)
+    wait_for(
+        lambda: (
+            not executions.attempt(
+                "create", "--dry-run=server", "--filename=-", manifest=build(f"{name}-x", manifest["spec"])
+            ).is_done
+        ),
+        30,
+        "the definition is not back",
+    )
+    stopped = executions.attempt("patch", RESOURCE, name, "--type=merge", '--patch={"spec":{"desiredState":"Stopped"}}')
+    told = patch_status(executions, name, {"state": State.STOPPED})
+    for outcome in (stopped, told):
+        assert outcome.is_done, outcome.complaint
+        assert SECRET not in outcome.complaint  # It warns, and does not repeat it.
 
 
 def test_api_server_has_no_doubt_about_the_schema(executions: Kubectl) -> None:

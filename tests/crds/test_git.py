@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from oet_crds.git import (
     GIT_VARIABLES,
     GitPolicy,
     find_problem,
+    find_secret,
     find_version_problem,
     is_commit,
     mask_credentials,
+    mask_secrets,
     parse_place,
 )
 from oet_crds.settings import GitSettings
@@ -59,6 +63,69 @@ def test_url_is_understood_as_git_does(url: str, place: tuple[str, str, str]) ->
 )
 def test_url_that_is_none_or_a_trick_is_refused(url: str) -> None:
     assert find_problem(url, _policy()) is not None
+
+
+SECRETS = [
+    ("https://me:pass@h/x", "https://me:***@h/x"),
+    ("https://me:1234@h/x", "https://me:***@h/x"),
+    ("https://me:@h/x", "https://me:***@h/x"),
+    ("https://:pass@h/x", "https://:***@h/x"),
+    ("ssh://me:pa/ss@h/x", "ssh://me:***@h/x"),
+    ("https://me:pa#ss@h/x", "https://me:***@h/x"),
+    ("https://me:pa?ss@h/x", "https://me:***@h/x"),
+    ("https://me:pa@ss@h/x", "https://me:***@h/x"),
+    ("https://me@org:pass@h:80/x@y", "https://me@org:***@h:80/x@y"),
+    ("https://me:pass@[::1]:80/x", "https://me:***@[::1]:80/x"),
+    ("me:pass@h:x", "me:***@h:x"),
+    ("me:pass@h/x", "me:***@h/x"),
+    ("https://h/x?private_token=pass", "https://h/x?***"),
+    ("file:///srv/x?pass", "file:///srv/x?***"),
+    ("https://me:pass@h/x?a=pass", "https://me:***@h/x?***"),
+]
+
+
+@pytest.mark.parametrize(("url", "shown"), SECRETS)
+def test_url_with_password_or_query_is_refused_and_never_shown(url: str, shown: str) -> None:
+    assert "password or a query" in (find_secret(url) or "")
+    problem = find_problem(url, _policy())
+    assert problem is not None
+    assert "pass@" not in problem
+    assert "=pass" not in problem
+    assert mask_secrets(url) == shown
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        *(
+            "https://h/x",
+            "https://h:8443/x@y",
+            "https://me@h/x",
+            "https://me@h:80/x:y@z",
+            "ssh://git@h:22/x",
+            "https://h:",
+        ),
+        *(
+            "git@h:x/y.git",
+            "h:x",
+            "h:/x@y",
+            "ssh://git@[::1]:22/x",
+            "https://[::1]/x",
+            "/srv/x@y:z",
+            "file:///srv/x:y@z",
+        ),
+    ],
+)
+def test_url_with_a_name_alone_is_taken_and_shown(url: str) -> None:
+    assert find_secret(url) is None
+    assert mask_secrets(url) == url
+
+
+@pytest.mark.parametrize("piece", ["://", "://a:b", "://a?", "://a@", "?://"])
+def test_masking_takes_time_that_grows_with_the_text_alone(piece: str) -> None:
+    begun = time.perf_counter()
+    mask_credentials(piece * 100_000 + "@?")
+    assert time.perf_counter() - begun < 10  # It takes half a second; what grows with the square takes minutes.
 
 
 @pytest.mark.parametrize("url", ["ftp://h/a", "javascript://h/a", "http+unix://h/a"])
@@ -122,8 +189,8 @@ def test_names_of_versions_are_plain(branch: str | None, commit: str | None, is_
 
 
 def test_credentials_are_masked_wherever_they_are() -> None:
-    text = "fatal: https://me:se@cret@h/x and 'ssh://git@h/y' failed; http://h/a@b is plain"
-    assert mask_credentials(text) == "fatal: https://***@h/x and 'ssh://***@h/y' failed; http://h/a@b is plain"
+    text = "fatal: https://me:se@cret@h/x and 'ssh://git@h/y?a=b' failed; http://h/a@b is plain"
+    assert mask_credentials(text) == "fatal: https://***@h/x and 'ssh://***@h/y?***' failed; http://h/a@b is plain"
 
 
 @pytest.mark.parametrize(

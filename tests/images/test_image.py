@@ -259,3 +259,7 @@ def test_neither_history_nor_layers_have_this_machines_pip_settings(image: Image
         if words and path.is_file():
             data = path.read_bytes()
             assert [word for word in words if word in data] == []
+
+
+def test_server_of_the_image_is_reached_from_outside_its_container(image: Image) -> None:
+    assert image.ask("sh", "-c", 'echo "$OET_HOST"') == "0.0.0.0"

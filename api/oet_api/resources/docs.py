@@ -21,8 +21,11 @@ _TYPES = {".js": "text/javascript; charset=utf-8", ".css": "text/css; charset=ut
 _CACHE_SECONDS = 86400
 """A day: the files change only with a new version of OET, and a changed file has a new ETag."""
 
-_CONTENT_SECURITY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:"
-"""Keeps the page from loading anything that this server does not serve."""
+_CONTENT_SECURITY = (
+    "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; "
+    "frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+"""Keeps the page from loading anything that this server does not serve, and others from showing it as a part of theirs."""
 
 _PAGE = """<!doctype html>
 <html lang="en">

@@ -6,6 +6,7 @@ from collections import Counter
 
 import falcon
 
+from oet_api.guard import is_loopback_address
 from oet_api.metrics import render_metrics
 from oet_api.services import Services
 
@@ -25,13 +26,15 @@ class ReadyResource:
 
     def __init__(self, services: Services) -> None:
         self._services = services
+        host = services.settings.host
+        self._reach = "" if is_loopback_address(host) else f"; whoever reaches it at {host} can run Python"
 
     def on_get(self, req: falcon.Request, resp: falcon.Response) -> None:
         """Answer 200, or 503 with the reason."""
         health = self._services.store.observe_health()
         is_ready = health.ready and not self._services.broadcast.is_stopping
         resp.status = falcon.HTTP_200 if is_ready else falcon.HTTP_503
-        resp.media = {"ready": is_ready, "detail": health.detail}
+        resp.media = {"ready": is_ready, "detail": health.detail + self._reach}
 
 
 class MetricsResource:

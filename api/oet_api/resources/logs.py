@@ -55,7 +55,6 @@ class LogsResource:
         text = (req.get_header("Last-Event-ID") or query.last_event_id) if as_events else None
         after = find_resumption(text, services.timeline) or 0
         resp.content_type = EVENT_STREAM if as_events else PLAIN_TEXT
-        resp.cache_control = ["no-cache"]
         resp.set_header("X-Accel-Buffering", "no")
         if req.method == "HEAD":
             return

@@ -23,6 +23,7 @@ from oet_api.wire import (
     build_spec,
     build_spec_args,
     dump_json,
+    mask_payload,
     render_script,
 )
 from oet_crds.aborts import is_armed
@@ -235,7 +236,7 @@ def _render_page(entries: Sequence[TimelineEntry]) -> list[bytes]:
     size = 0
     for entry in entries:
         item = {"id": entry.id, "seq": entry.seq, "time": entry.time, "kind": str(entry.kind)}
-        page.append(dump_json({**item, "topic": str(entry.topic), "payload": dict(entry.payload)}))
+        page.append(dump_json({**item, "topic": str(entry.topic), "payload": dict(mask_payload(entry.payload))}))
         size += len(page[-1])
         if size > PAGE_BYTES:
             break

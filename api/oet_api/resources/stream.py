@@ -60,7 +60,6 @@ class StreamResource:
         text = req.get_header("Last-Event-ID") or query.last_event_id
         after = find_resumption(text, services.timeline)
         resp.content_type = EVENT_STREAM
-        resp.cache_control = ["no-cache"]
         resp.set_header("X-Accel-Buffering", "no")
         if req.method == "HEAD":
             return

@@ -18,6 +18,17 @@
 {{- .Values.api.serviceAccount.name | default (printf "%s-api" (include "oet.fullname" .)) -}}
 {{- end }}
 
+{{/* Names under which clients may address the API, as [server] hosts: its Service's, the ingress', and those of api.hosts. */}}
+{{- define "oet.apiHosts" -}}
+{{- $service := printf "%s-api" (include "oet.fullname" .) -}}
+{{- $inside := printf "%s.%s" $service .Release.Namespace -}}
+{{- $hosts := list $service $inside (printf "%s.svc" $inside) (printf "%s.svc.cluster.local" $inside) -}}
+{{- if and .Values.api.ingress.enabled .Values.api.ingress.host -}}
+{{- $hosts = append $hosts .Values.api.ingress.host -}}
+{{- end -}}
+{{- join " " (concat $hosts (.Values.api.hosts | default list) | uniq) -}}
+{{- end }}
+
 {{- define "oet.operatorAccount" -}}
 {{- .Values.operator.serviceAccount.name | default (printf "%s-operator" (include "oet.fullname" .)) -}}
 {{- end }}

@@ -18,6 +18,7 @@ from typing import Any
 from oet_crds.execution import Metadata, ScriptExecution, ScriptExecutionSpec, ScriptExecutionStatus
 from oet_crds.ports import TimelineEntry
 from oet_crds.topics import EntryKind
+from oet_operator.local.folder import make_private
 
 __all__ = ["Database", "Statement", "build_delete", "build_delete_entries", "build_insert_entry", "build_upsert"]
 
@@ -114,10 +115,15 @@ class Database:
         """Open the file, and create or check its schema.
 
         Raises:
-            sqlite3.Error: The file cannot be opened or is not a database.
+            OSError: The file cannot be opened, or is a link.
+            sqlite3.Error: It is not a database.
             RuntimeError: The file was written by a newer version of OET.
         """
         self.path = path
+        # SQLite gives the files beside it the same mode, unless they are there from earlier.
+        for ending in ("", "-wal", "-shm"):
+            if not ending or Path(f"{path}{ending}").is_file():
+                make_private(Path(f"{path}{ending}"))
         self._writer = self._connect()
         # The checkpoint's fsync is the slow part of SQLite; `checkpoint` does it where nobody waits.
         self._writer.execute("PRAGMA wal_autocheckpoint = 0")

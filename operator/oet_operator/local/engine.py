@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import importlib.util
 import logging
 import os
@@ -28,6 +27,7 @@ from oet_crds.topics import EntryKind
 from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.local.applier import Effects, Observed, apply_decision, create_execution
 from oet_operator.local.database import Database
+from oet_operator.local.folder import lock_folder
 from oet_operator.local.loop import EngineLoop
 from oet_operator.local.processes import ENGINE_VARIABLE, become_subreaper
 from oet_operator.local.runner import Isolation, Runner, is_isolation_available
@@ -121,7 +121,7 @@ class LocalEngine:
         self._environ = (git or GitSettings()).build_environ()
         self._state_dir = compute_state_dir(settings.state_dir, os.environ, Path.home())
         self._isolation = _decide_isolation(settings.isolation)
-        self._lock_file = _lock_folder(self._state_dir)
+        self._lock_file = lock_folder(self._state_dir)
         self._hides_state = settings.confinement != Confinement.NONE and not _is_in_use(self._state_dir)
         try:
             self._database = Database(self._state_dir / "oet.sqlite3")
@@ -298,28 +298,6 @@ class LocalEngine:
     ) -> ScriptExecution:
         """Wait until `until` holds; see `oet_crds.ports.ExecutionStore.wait`."""
         return self._store.wait(procedure_id, until, timeout_seconds)
-
-
-def _lock_folder(folder: Path) -> Any:
-    """Make the state folder and take its lock, so that two engines never share a store.
-
-    Returns:
-        The open lock file; closing it gives the lock back.
-    """
-    try:
-        # Private: arguments and logs of scripts are nobody else's business.
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        lock_file = (folder / "lock").open("w")
-    except OSError as error:
-        raise UnavailableError(
-            f"cannot use the state folder {folder}: {error}; set OET_STATE_DIR to another"
-        ) from error
-    try:
-        fcntl.flock(lock_file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        lock_file.close()
-        raise UnavailableError(f"another OET uses the state folder {folder}: end it, or set OET_STATE_DIR") from error
-    return lock_file
 
 
 def _is_in_use(folder: Path) -> bool:
