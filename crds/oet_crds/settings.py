@@ -388,7 +388,7 @@ class GitSettings(_Section):
         description="Whether an execution uses an environment that another one built. always: scripts are kept from writing to "
         "the cache, which needs Landlock (Linux 5.19), and where the kernel has none no script from git is run; never: each "
         "execution builds its own; auto: always where the kernel has it and cache_dir names a folder, in the folders above "
-        "which scripts then make nothing new; else never, and never in Pods, whose cache Pods of other nodes may have written to.",
+        "which scripts then make nothing new; else never, and never in Pods, whose cache other nodes' Pods may have written to.",
         json_schema_extra=_env(GIT_VARIABLES["share_environments"]),
     )
     credentials_dir: str = Field(

@@ -170,7 +170,7 @@ def test_complete_run_costs_at_most_four_patches(api, start, any_python):
     assert {status for _, status in patches} == {200}
     claim, *others = [patch for patch, _ in patches]
     assert set(claim["metadata"]) == {"resourceVersion"}
-    assert claim["status"] == {"runner": {"claim": status.claim, **({"confined": True} if is_available() else {})}}
+    assert claim["status"] == {"runner": {"claim": status.claim, **({"confined": True} if is_available() and os.geteuid() != 0 else {})}}
     assert [patch[0] for patch in others] == [{"op": "test", "path": "/metadata/uid", "value": uid}] * len(others)
     assert all(patch[1]["value"]["claim"] == status.claim for patch in others)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", end["time"])
