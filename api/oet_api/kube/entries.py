@@ -11,7 +11,7 @@ from typing import Any
 from oet_api.timeline.source import Source
 from oet_crds.activities import find_sb_event
 from oet_crds.alarms import Alarm, find_alarm, find_release
-from oet_crds.container_log import parse_log_line
+from oet_crds.container_log import find_mark, parse_log_line
 from oet_crds.execution import ScriptExecution
 from oet_crds.states import State, is_final
 from oet_crds.topics import EntryKind, Topic
@@ -20,6 +20,14 @@ __all__ = ["Draft", "LogIntake", "LogPosition", "StateLedger", "compute_state_nu
 
 _OVERHEAD_BYTES = 600
 """About what an entry costs in memory besides its text, measured with `sys.getsizeof` on CPython 3.11."""
+
+_BEFORE_END_SECONDS = 0.001
+"""Who follows up to the final state has read before what is missing."""
+
+MISSING = "{} entries dropped (printed lines or messages): they could not be read from the Pod's log"
+MISSING_UNCOUNTED = (
+    "entries may be missing: the Pod's log cannot be read any more, and it is not known what else was in it"
+)
 
 _STATES_LIMIT = 32
 """More than there are states."""
@@ -151,17 +159,45 @@ class LogPosition:
 
 
 class LogIntake:
-    """Makes entries of the lines of one execution's log, within a bound."""
+    """Makes entries of the lines of one execution's log, within a bound, and says where some are missing."""
 
     def __init__(self, procedure_id: int, limit_bytes: int) -> None:
         self._source = str(procedure_id)  # Upstream's msg_src of all that a script causes.
         self._left_bytes = limit_bytes
         self._dropped = 0
         self._dropped_at = 0.0
+        self._seen = 0
+        self._seen_at = 0.0
+        self._held: list[Draft] | None = None
+
+    def hold(self) -> None:
+        """Keep back what comes up to the next mark or `release`: something may be missing before it."""
+        self._held = self._held or []
+
+    def release(self) -> Sequence[Draft]:
+        """Keep nothing back any more; return what was."""
+        held, self._held = self._held, None
+        return held or []
 
     def take(self, when: float, text: str) -> Sequence[Draft]:
         """Return the entries for one line."""
         entry = parse_log_line(text)
+        before = find_mark(entry)
+        if before is not None:
+            return self._take_mark(when, before)
+        self._seen, self._seen_at = self._seen + 1, when
+        drafts = self._build(when, text, entry)
+        if self._held is None:
+            return drafts
+        self._held += drafts
+        return []
+
+    def _take_mark(self, when: float, before: int) -> Sequence[Draft]:
+        missing, self._seen = before - self._seen, before
+        held = self.release()
+        return [*self._build_missing(held[0].time if held else when, missing), *held]
+
+    def _build(self, when: float, text: str, entry: Mapping[str, Any]) -> Sequence[Draft]:
         if entry.get("k") == EntryKind.MESSAGE:
             data = entry.get("data")
             payload = {"msg_src": self._source, **(data if isinstance(data, dict) else {})}
@@ -194,3 +230,28 @@ class LogIntake:
         payload = {"msg_src": self._source, "dropped": self._dropped}
         self._dropped = 0
         return [Draft(self._dropped_at, EntryKind.LOG, Topic.LOG_DROPPED, payload)]
+
+    def count_missing(self, total: int | None) -> int:
+        """Return how many entries of a log that has ended were not seen; 0 where nobody counted them."""
+        return max(0, (total or 0) - self._seen)
+
+    def take_missing(self, total: int | None, ended_at: float, *, is_gone: bool) -> Sequence[Draft]:
+        """Return the entry that says what is missing at the end of a log, if anything is or may be.
+
+        Args:
+            total: How many entries were written; None where nobody counted them.
+            ended_at: When the execution ended, in seconds since the epoch.
+            is_gone: The log cannot be read any more.
+        """
+        when = self._seen_at or ended_at - _BEFORE_END_SECONDS
+        if total is not None:
+            missing, self._seen = self.count_missing(total), max(self._seen, total)
+            return self._build_missing(when, missing)
+        return [self._build_note(when, None, MISSING_UNCOUNTED)] if is_gone else []
+
+    def _build_missing(self, when: float, count: int) -> list[Draft]:
+        return [self._build_note(when, count, MISSING.format(count))] if count > 0 else []
+
+    def _build_note(self, when: float, count: int | None, message: str) -> Draft:
+        payload = {"msg_src": self._source, "dropped": count, "message": message}
+        return Draft(when, EntryKind.LOG, Topic.LOG_DROPPED, payload)

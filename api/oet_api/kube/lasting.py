@@ -146,6 +146,7 @@ class LastingTimeline:
 
     Attributes:
         await_log: Called before entries of an execution are read from its Pod's log: waits, within reason, until they are here.
+        find_log_gap: Says why what was read from such a log is not all yet; empty when it is.
         on_log_wanted: Called with each new version of an execution whose Pod's log has to be read. Must be quick.
         on_log_unwanted: Called when such an execution is gone.
     """
@@ -163,7 +164,8 @@ class LastingTimeline:
         self._due = False
         self._stopping = False
         self._pump = threading.Thread(target=self._run_pump, name="oet-timeline", daemon=True)
-        self.await_log: Callable[[int], None] = lambda procedure_id: None
+        self.await_log: Callable[[int], bool] = lambda procedure_id: False
+        self.find_log_gap: Callable[[int], str] = lambda procedure_id: ""
         self.on_log_wanted: Callable[[ScriptExecution], None] = lambda execution: None
         self.on_log_unwanted: Callable[[int], None] = lambda procedure_id: None
         store.is_live = self._uids.__contains__
@@ -245,6 +247,10 @@ class LastingTimeline:
             return self._store.read(after, limit, track.execution.uid, kinds)
         known = self.find(procedure_id)
         return [] if known is None else self._store.read(after, limit, known.uid, kinds)
+
+    def describe_gap(self, procedure_id: int) -> str:
+        """Return why entries of an execution are missing for now; see `oet_crds.ports.Timeline.describe_gap`."""
+        return self.find_log_gap(procedure_id)
 
     def last_id(self) -> int:
         """Return the id of the newest entry. Raises UnavailableError before the database has ever answered."""
