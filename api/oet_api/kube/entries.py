@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from oet_crds.container_log import find_mark, parse_log_line
 from oet_crds.execution import ScriptExecution
 from oet_crds.states import State, is_final
 from oet_crds.topics import EntryKind, Topic
+from oet_crds.waits import find_wait
 
 __all__ = ["Draft", "LogIntake", "LogPosition", "StateLedger", "compute_state_number", "parse_stamped_line"]
 
@@ -72,9 +74,13 @@ class StateLedger:
         self._known: dict[int, State] = {}
         self._alarm: Alarm | None = None
         self._is_released = False
+        self._wait: Mapping[str, Any] | None = None
 
-    def take(self, execution: ScriptExecution) -> list[Draft]:
-        """Return the entries for what is new in the history, and for an alarm; a state that turned out otherwise is told anew."""
+    def take(self, execution: ScriptExecution, now: float) -> list[Draft]:
+        """Return the entries for what is new in the history, for an alarm, and for what is waited for.
+
+        A state that turned out otherwise is told anew. `now` is in seconds since the epoch: since when it waits no status says.
+        """
         drafts = []
         source = str(execution.procedure_id)
         for entry in execution.status.history:
@@ -102,7 +108,17 @@ class StateLedger:
             topic, fields, when = release
             number = int(when * 1_000_000) + 1  # The alarm that it ends may have been raised in the same second.
             drafts.append(Draft(when, EntryKind.ACTION, topic, fields, source=Source.ALARM, number=number))
-        return drafts
+        return drafts + self._take_wait(execution, now)
+
+    def _take_wait(self, execution: ScriptExecution, now: float) -> list[Draft]:
+        before, self._wait = self._wait, find_wait(execution)
+        return [] if self._wait is None or self._wait == before else [_build_wait(self._wait, now)]
+
+
+def _build_wait(wait: Mapping[str, Any], now: float) -> Draft:
+    # The same for every server, so that a database has it once.
+    number = zlib.crc32(f"{wait['state']} {wait['reason']} {wait['message']}".encode())
+    return Draft(now, EntryKind.ACTION, Topic.WAITING, wait, source=Source.WAIT, number=number)
 
 
 def parse_stamped_line(line: bytes) -> tuple[str, float, str] | None:

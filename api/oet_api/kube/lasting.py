@@ -314,7 +314,7 @@ class LastingTimeline:
                 track = self._tracks[execution.procedure_id] = _Track(execution)
             self._uids[execution.uid] = execution.procedure_id
             track.execution = execution
-            drafts = track.ledger.take(execution)
+            drafts = track.ledger.take(execution, self._clock())
             if drafts or execution.is_finished:
                 self._put(track, self._sort(track, drafts))
             if track.origin is Source.LOG:
@@ -332,7 +332,7 @@ class LastingTimeline:
             if draft.is_final:
                 track.end.append(draft)
                 track.end_at = track.end_at or now
-            elif draft.source is Source.ALARM or draft.number == _FIRST:
+            elif draft.source in (Source.ALARM, Source.WAIT) or draft.number == _FIRST:
                 told.append(draft)
             else:
                 track.held.append((now, draft))
@@ -360,7 +360,7 @@ class LastingTimeline:
             self._uids.pop(track.execution.uid, None)
             drafts = [draft for _, draft in track.held] + track.end + track.merger.release_all()
             gone = with_removal(track.execution)
-            rows = track.build_rows([*drafts, *track.ledger.take(gone)])
+            rows = track.build_rows([*drafts, *track.ledger.take(gone, self._clock())])
         now = self._clock()
 
         def put(transaction: Transaction) -> None:
@@ -391,7 +391,7 @@ class LastingTimeline:
                 if uid in known or seen > version:
                     continue
                 gone = with_removal(parse_execution(json.loads(text)))
-                transaction.add(_Track(gone).build_rows(StateLedger().take(gone)))
+                transaction.add(_Track(gone).build_rows(StateLedger().take(gone, now)))
                 transaction.note_removed(uid, now)
 
         self._store.submit(note)

@@ -191,7 +191,7 @@ class KubeTimeline:
             track = self._tracks.setdefault(execution.procedure_id, _Track(execution.procedure_id))
             track.is_old |= self._is_initial
             track.is_finished = execution.is_finished
-            self._accept(track, track.ledger.take(execution), is_state=True)
+            self._accept(track, track.ledger.take(execution, self._clock()), is_state=True)
 
     def on_removed(self, procedure_id: int) -> None:
         """Forget the timeline of an execution that is gone."""
