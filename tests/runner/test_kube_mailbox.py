@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from oet_support import find_marked
 
-from oet_crds.container_log import parse_log_line
+from oet_crds.container_log import find_mark, parse_log_line
 from oet_crds.execution import RunnerStatus
 from oet_crds.names import CONFIG_MAP_FOLDER
 from oet_crds.topics import EntryKind
@@ -665,6 +665,36 @@ def test_messages_go_to_the_log_in_their_place(api, start):
         "message"
     ) == 1
     assert [entry["line"] for entry in entries if entry["k"] == "log"] == ["before", "after"]
+
+
+def test_long_log_has_marks_and_its_entries_are_counted_for_the_end(api, start):
+    api.create(
+        source="import oet\ndef main():\n    for n in range(3000):\n        print(n, 'x' * 90)\n    oet.announce('said')"
+    )
+    api.grant()
+    runner = start()
+    end = api.wait_exit()
+    runner.wait_end()
+    count, marks = 0, []
+    for entry in map(parse_log_line, runner.log):
+        before = find_mark(entry)
+        if before is None:
+            count += 1
+            continue
+        marks.append(before)
+        assert before == count, "a mark says how many entries came before it"
+    assert end["logEntries"] == count == 3001
+    # A mark each 64 KiB.
+    assert len(marks) >= 4
+
+
+def test_short_log_has_no_mark(api, start):
+    api.create(source="def main():\n    for n in range(100): print(n)")
+    api.grant()
+    runner = start()
+    assert api.wait_exit()["logEntries"] == 100
+    runner.wait_end()
+    assert runner.log == [str(n) for n in range(100)]
 
 
 @pytest.mark.parametrize("end", ["stop", "return"])
