@@ -37,8 +37,8 @@ READERS = 4
 """Logs of finished executions that are read at once."""
 
 PATIENCE_SECONDS = 5.0
-"""How long somebody who reads an execution's entries waits for its log, at each page. 44,000 lines take 1.5 s on two idle cores;
-a client gives up an answer after 30 s of silence."""
+"""How long somebody who reads an execution's entries waits for its log, at each page. 44,000 lines take 1.0 s of a
+processor (measured, CPython 3.11); a client gives up an answer after 30 s of silence."""
 
 TAIL_PATIENCE_SECONDS = 3.0
 """The same for the rest of a log whose execution has just ended."""
