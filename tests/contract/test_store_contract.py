@@ -172,11 +172,13 @@ def test_what_is_waited_for_is_on_the_event_stream_once(store: ExecutionStore, t
     _start(store, holder)
     _wait(store, holder, State.RUNNING)
     _start(store, second)
-    store.wait(second, lambda one: one.status.reason is Reason.SUBARRAY_BUSY, SECONDS)
+    waiting = store.wait(second, lambda one: one.status.reason is Reason.SUBARRAY_BUSY, SECONDS)
     store.change(holder, STOP)
     _wait(store, second, State.COMPLETE)
     told = [one for one in timeline.read(0, limit=100, procedure_id=second) if one.topic == Topic.WAITING]
-    message = f"waits for subarray 1, which procedure {holder} holds"
+    message = waiting.status.message
+    assert message is not None
+    assert "subarray 1" in message
     wait = {"msg_src": str(second), "state": State.READY, "reason": Reason.SUBARRAY_BUSY, "message": message}
     assert [(one.kind, one.payload) for one in told] == [(EntryKind.ACTION, wait)]
 
