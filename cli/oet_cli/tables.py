@@ -52,7 +52,7 @@ def render_list(procedures: Sequence[Mapping[str, Any]]) -> str:
     header = ["ID", "Script", "Creation Time", "State"]
     waits = [_describe_wait(procedure) for procedure in procedures]
     if any(waits):
-        header.append("Waits For")
+        header.append("Reason")
         rows = [[*row, wait] for row, wait in zip(rows, waits, strict=True)]
     table = build_table(header, rows)
     return f"{table}\n{FOOTER}" if rows else table

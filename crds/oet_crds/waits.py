@@ -19,7 +19,7 @@ _REASONS_OF_A_START = (Reason.SUBARRAY_BUSY, Reason.INVALID_SPEC)
 
 
 def is_waiting(state: str, reason: str | None) -> bool:
-    """Tell whether an execution waits for something that its reason names."""
+    """Tell whether an execution's reason says what keeps its script from running: what it waits for, or a refused start."""
     if state == State.CREATING:
         return reason is not None
     return state == State.READY and reason in _REASONS_OF_A_START
@@ -28,7 +28,9 @@ def is_waiting(state: str, reason: str | None) -> bool:
 def find_wait(execution: ScriptExecution) -> Mapping[str, Any] | None:
     """Return what the event stream has of what an execution waits for; None when it waits for nothing that is known."""
     status = execution.status
-    if not is_waiting(status.state, status.reason):
+    # A start that was refused has its reason too, and waits for nothing.
+    is_refused = status.refusal is not None and status.refusal.message == status.message
+    if is_refused or not is_waiting(status.state, status.reason):
         return None
     return {
         "msg_src": str(execution.procedure_id),

@@ -113,7 +113,7 @@ def test_short_wait_is_not_told(server: Any, oet: Callable[..., Any], words: Seq
 def test_list_shows_what_is_waited_for_and_is_as_ever_where_nothing_is(server: Any, oet: Callable[..., Any]) -> None:
     procedure = Procedure(server, [NO_NODE], [])
     shown = oet("procedure", "list").out.splitlines()
-    assert shown[0].split() == ["ID", "Script", "Creation", "Time", "State", "Waits", "For"]
+    assert shown[0].split() == ["ID", "Script", "Creation", "Time", "State", "Reason"]
     assert shown[2].endswith("CREATING  Unschedulable: " + NO_NODE[1])
     procedure.waits.clear()
     assert oet("procedure", "list").out.splitlines()[2].endswith("CREATING")

@@ -183,7 +183,7 @@ def test_what_is_waited_for_is_on_the_event_stream_once(store: ExecutionStore, t
     assert [(one.kind, one.payload) for one in told] == [(EntryKind.ACTION, wait)]
 
 
-def test_busy_subarray_rejects_and_takes_a_second_try(store: ExecutionStore) -> None:
+def test_busy_subarray_rejects_and_takes_a_second_try(store: ExecutionStore, timeline: Timeline) -> None:
     holder, other = _ready(store, LONG, 1), _ready(store, QUICK, 1)
     _start(store, holder)
     _start(store, other, WhenBusy.REJECT)
@@ -197,6 +197,8 @@ def test_busy_subarray_rejects_and_takes_a_second_try(store: ExecutionStore) -> 
     assert store.get(other).status.state is State.READY
     _start(store, other, WhenBusy.REJECT)
     _wait(store, other, State.COMPLETE)
+    # It waited for nothing.
+    assert Topic.WAITING not in [entry.topic for entry in timeline.read(0, limit=100, procedure_id=other)]
 
 
 def test_failing_script_leaves_its_stack_trace(store: ExecutionStore, timeline: Timeline) -> None:
