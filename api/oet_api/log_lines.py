@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from oet_api.sse import FAREWELL, HEARTBEAT, OPENING, build_frame
 from oet_api.streams import LOOK_SECONDS, Pace, join_chunks
 from oet_crds.errors import NotFoundError, OetError
 from oet_crds.ports import ExecutionStore, Timeline, TimelineEntry
-from oet_crds.topics import EntryKind
+from oet_crds.topics import EntryKind, Topic
 
 __all__ = ["LogReader", "LogRequest", "build_line"]
 
@@ -46,9 +47,16 @@ class LogRequest:
 
 def build_line(entry: TimelineEntry) -> bytes:
     """Return a log entry as a line of text."""
-    line = entry.payload.get("line")
-    text = f"[oet: {entry.payload.get('dropped')} lines dropped]" if line is None else str(line)
+    line, message = entry.payload.get("line"), entry.payload.get("message")
+    note = message or f"{entry.payload.get('dropped')} lines dropped"
+    text = f"[oet: {note}]" if line is None else str(line)
     return text.encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _build_gap(procedure_id: int, after: int, gap: str) -> TimelineEntry:
+    """Return what is said in place of lines that are missing; with the id of the last line before."""
+    payload = {"msg_src": str(procedure_id), "dropped": None, "message": gap}
+    return TimelineEntry(after, procedure_id, None, time.time(), EntryKind.LOG, Topic.LOG_DROPPED, payload)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,15 +102,20 @@ class LogReader:
         quiet_since = self.pace.clock()
         while not self.is_stopping():
             is_over = not request.follow or self._is_finished(request.procedure_id)
-            newest = self.timeline.last_id()
+            # Asked before the lines are read: only then are they all.
+            gap, newest = self.timeline.describe_gap(request.procedure_id), self.timeline.last_id()
             page = self._read_page(request.procedure_id, after)
             for chunk in join_chunks(build(entry) for entry in page):
                 yield chunk
                 quiet_since = self.pace.clock()
+            # While older lines may still come, no id but those of lines that came says how far this is.
+            newest = after if gap else newest
             after = page[-1].id if len(page) == PAGE else max([after, newest, *(entry.id for entry in page[-1:])])
-            if len(page) == PAGE:
+            if len(page) == PAGE or (gap and (page or not self.timeline.describe_gap(request.procedure_id))):
                 continue
             if is_over or is_gone():
+                if gap:
+                    yield build(_build_gap(request.procedure_id, after, gap))
                 return
             if request.as_events and self.pace.clock() - quiet_since >= self.pace.heartbeat_seconds:
                 yield HEARTBEAT
@@ -117,10 +130,13 @@ class LogReader:
             return request.after, ()
         last: deque[TimelineEntry] = deque(maxlen=request.tail)
         after = request.after
-        while page := self._read_page(request.procedure_id, after):
+        while True:
+            gap = self.timeline.describe_gap(request.procedure_id)
+            page = self._read_page(request.procedure_id, after)
             last.extend(page)
-            after = page[-1].id
-        return after, tuple(last)
+            after = page[-1].id if page else after
+            if not page and (not gap or self.timeline.describe_gap(request.procedure_id)):
+                return after, tuple(last)
 
     def _read_page(self, procedure_id: int, after: int) -> Sequence[TimelineEntry]:
         return self.timeline.read(after, limit=PAGE, procedure_id=procedure_id, kinds=[EntryKind.LOG])

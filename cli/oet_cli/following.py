@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
@@ -9,11 +10,11 @@ from typing import Any, TypeVar
 from oet_cli.client import BUSY, Client
 from oet_cli.exits import CliError, Exit, compute_exit
 from oet_cli.screen import Screen
-from oet_cli.texts import describe_event
+from oet_cli.texts import describe_event, describe_wait
 from oet_crds.states import State, is_final
 from oet_crds.topics import EntryKind, Topic
 
-__all__ = ["Follower", "Pauses", "ask_patiently", "find_new_state", "find_newest", "is_over", "print_entry"]
+__all__ = ["Follower", "Pauses", "Waiting", "ask_patiently", "find_new_state", "find_newest", "is_over", "print_entry"]
 
 SHORTEST_PAUSE_SECONDS = 0.01
 LONGEST_PAUSE_SECONDS = 0.3
@@ -25,6 +26,12 @@ PATIENCE_SECONDS = 60.0
 
 ASK_AGAIN_SECONDS = 1.0
 """Pause before a server that does not answer is asked again."""
+
+WAIT_SECONDS = 2.0
+"""A wait is told when it has lasted so long: most executions are READY sooner, on Kubernetes as well."""
+
+STOP_PATIENCE_SECONDS = 30.0
+"""How long the end of a stop is waited for that the server, after the grace period and 30 s of its own, could not confirm."""
 
 _Answer = TypeVar("_Answer")
 
@@ -44,6 +51,35 @@ class Pauses:
         """Sleep; None for no other bound than the pause itself."""
         pause, self._next = self._next, min(LONGEST_PAUSE_SECONDS, self._next * 1.5)
         time.sleep(pause if at_most_seconds is None else max(0.0, min(pause, at_most_seconds)))
+
+
+class Waiting:
+    """Tells what a procedure waits for before its script runs: a line each time that it is something else."""
+
+    def __init__(self, screen: Screen) -> None:
+        """Tell it on a screen."""
+        self._screen = screen
+        self._told = ""
+        self._quiet_since = time.monotonic()
+
+    def reset(self) -> None:
+        """Note that something else was told: a wait begins anew."""
+        self._quiet_since = time.monotonic()
+
+    @property
+    def is_due(self) -> bool:
+        """Tell whether it is time to look."""
+        return time.monotonic() - self._quiet_since >= WAIT_SECONDS
+
+    def look(self, found: Mapping[str, Any]) -> None:
+        """Tell what a procedure, as the server shows it, waits for, if that was not told."""
+        if not self.is_due:
+            return
+        self.reset()
+        text = describe_wait(found)
+        if text and text != self._told:
+            self._screen.note(f"- {text}")
+        self._told = text
 
 
 class Follower:
@@ -66,13 +102,20 @@ class Follower:
         self._procedure_id = procedure_id
         self._screen = screen
         self._after = after
+        self._waiting = Waiting(screen)
+        self._ends_at = math.inf
         self.state: State | None = None
+
+    def give_up_after(self, seconds: float) -> None:
+        """Wait no longer than so for the end, from now on."""
+        self._ends_at = time.monotonic() + seconds
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the entries as they come, up to the one that says the final state.
 
         Raises:
-            CliError: The server does not answer for `PATIENCE_SECONDS`, or knows no such procedure.
+            CliError: The server does not answer for `PATIENCE_SECONDS`, or knows no such procedure; or the end does not come in
+                the time that was given.
         """
         pauses = Pauses()
         while True:
@@ -86,8 +129,21 @@ class Follower:
                     return
             if entries:
                 pauses.reset()
+                self._waiting.reset()
+            elif self.state in (None, State.CREATING, State.READY) and self._waiting.is_due:
+                self._waiting.look(ask_patiently(lambda: self._client.get(self._procedure_id), self._screen))
+            if time.monotonic() > self._ends_at:
+                self._give_up()
             self._screen.show(f"Procedure {self._procedure_id} is {self.state or State.CREATING}")
             pauses.sleep()
+
+    def _give_up(self) -> None:
+        found = self._client.get(self._procedure_id)
+        if is_over(found["state"]):
+            return  # The timeline is about to tell it.
+        why = describe_wait(found) or f"Procedure {self._procedure_id} is {found['state']}"
+        text = f"{why}; its stop is asked for and not certain yet. See: oet procedure wait --pid={self._procedure_id}"
+        raise CliError(text, Exit.NOT_CERTAIN)
 
     def find_exit(self) -> Exit:
         """Say how it ended, if that was not well, and return the exit code for it."""
@@ -160,6 +216,8 @@ def print_entry(entry: Mapping[str, Any], screen: Screen, write_event: Callable[
         return  # What was asked for is what the user of this command did.
     if kind != EntryKind.LOG:
         write_event(f"- {describe_event({**payload, 'topic': entry.get('topic')})}")
+    elif "message" in payload and "line" not in payload:
+        screen.note(f"- {payload['message']}")
     elif "dropped" in payload:
         screen.note(f"- {payload['dropped']} printed lines were dropped")
     elif payload.get("stream") == "stderr":

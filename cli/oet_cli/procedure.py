@@ -12,7 +12,7 @@ from oet_cli.arguments import parse_words
 from oet_cli.client import Client
 from oet_cli.events import events
 from oet_cli.exits import EPILOG, CliError, Exit, compute_exit
-from oet_cli.following import Follower, Pauses, ask_patiently, find_newest, is_over, print_entry
+from oet_cli.following import Follower, Pauses, Waiting, ask_patiently, find_newest, is_over, print_entry
 from oet_cli.options import (
     ScriptCommand,
     build_request,
@@ -233,7 +233,9 @@ def _follow_logs(client: Client, pid: int, tail: int | None) -> None:
 def _describe_line(data: str) -> str:
     try:
         line = json.loads(data)
-        return str(line["line"]) if "line" in line else f"[oet: {line['dropped']} lines dropped]"
+        if "line" in line:
+            return str(line["line"])
+        return f"[oet: {line.get('message') or str(line['dropped']) + ' lines dropped'}]"
     except (ValueError, KeyError, TypeError) as error:
         return f"[oet: a line could not be read: {error}]"
 
@@ -272,11 +274,13 @@ def _wait_for(client: Client, found: dict[str, Any], wanted: State | None, timeo
     """
     deadline = None if timeout is None else time.monotonic() + timeout
     pid, screen, pauses = int(found["id"]), Screen(), Pauses()
+    waiting = Waiting(screen)
     try:
         while not _is_reached(found, wanted):
             left = None if deadline is None else deadline - time.monotonic()
             if left is not None and left <= 0:
                 raise CliError(f"Procedure {pid} is still {found['state']} after {timeout:g} s", Exit.NOT_CERTAIN)
+            waiting.look(found)
             screen.show(f"Procedure {pid} is {found['state']}")
             pauses.sleep(left)
             found = ask_patiently(lambda: client.get(pid), screen, left)

@@ -9,7 +9,7 @@ import click
 
 from oet_cli.client import Client
 from oet_cli.exits import EPILOG, CliError, Exit
-from oet_cli.following import Follower, ask_patiently, is_over, print_entry
+from oet_cli.following import STOP_PATIENCE_SECONDS, Follower, ask_patiently, is_over, print_entry
 from oet_cli.interrupts import raised, take_interrupt
 from oet_cli.options import (
     ScriptCommand,
@@ -127,6 +127,7 @@ def _stop(client: Client, pid: int, follower: Follower, screen: Screen) -> None:
         if error.code not in (Exit.REFUSED, Exit.NOT_CERTAIN):
             raise
         screen.note(str(error))
+    follower.give_up_after(STOP_PATIENCE_SECONDS)
     for entry in follower:
         _print(entry, screen)
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from oet_cli.texts import describe_script
 from oet_crds.states import State
+from oet_crds.waits import is_waiting
 
 __all__ = ["build_table", "render_activities", "render_activity", "render_description", "render_list"]
 
@@ -48,8 +49,18 @@ def render_list(procedures: Sequence[Mapping[str, Any]]) -> str:
         states = procedure["history"]["process_states"]
         created = _describe_time(states[0][1]) if states else ""
         rows.append([procedure["id"], describe_script(procedure["script"]), created, procedure["state"]])
-    table = build_table(["ID", "Script", "Creation Time", "State"], rows)
+    header = ["ID", "Script", "Creation Time", "State"]
+    waits = [_describe_wait(procedure) for procedure in procedures]
+    if any(waits):
+        header.append("Reason")
+        rows = [[*row, wait] for row, wait in zip(rows, waits, strict=True)]
+    table = build_table(header, rows)
     return f"{table}\n{FOOTER}" if rows else table
+
+
+def _describe_wait(procedure: Mapping[str, Any]) -> str:
+    state, reason = procedure["state"], procedure.get("reason")
+    return f"{reason}: {procedure.get('message') or ''}" if is_waiting(state, reason) else ""
 
 
 def render_description(procedure: Mapping[str, Any]) -> str:

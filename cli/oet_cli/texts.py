@@ -9,8 +9,9 @@ from typing import Any
 from oet_crds.states import State
 from oet_crds.subarrays import SUBARRAY_KEY
 from oet_crds.topics import Topic
+from oet_crds.waits import is_waiting
 
-__all__ = ["describe_event", "describe_script"]
+__all__ = ["describe_event", "describe_script", "describe_wait"]
 
 Event = Mapping[str, Any]
 Describe = Callable[[Event], str]
@@ -85,6 +86,7 @@ _LINES: dict[str, Describe] = {
     Topic.COMPLETE: _result("execution complete"),
     Topic.FAILED: _result("execution failed"),
     Topic.STATE_CHANGE: _text("Procedure {msg_src} is {new_state}"),
+    Topic.WAITING: _text("Procedure {msg_src} is {state}: {message} ({reason})"),
     Topic.STACKTRACE: lambda event: f"Procedure {event['msg_src']} failed:\n{str(event['stacktrace']).rstrip()}",
     Topic.ABORT_FAILED: _describe_alarm,
     Topic.ARMING_FAILED: _describe_alarm,
@@ -123,6 +125,14 @@ def _describe_origin(event: Event) -> str:
     words = [f"by {user}"] if user else []
     words += [f"because: {' '.join(str(reason).split())}"] if reason else []
     return f" ({', '.join(words)})" if words else ""
+
+
+def describe_wait(procedure: Mapping[str, Any]) -> str:
+    """Return what a procedure, as the server shows it, waits for before its script runs; empty for nothing that is known."""
+    state, reason = str(procedure.get("state")), procedure.get("reason")
+    if not is_waiting(state, reason):
+        return ""
+    return f"Procedure {procedure['id']} is {state}: {procedure.get('message') or reason} ({reason})"
 
 
 def describe_event(event: Event) -> str:

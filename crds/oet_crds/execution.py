@@ -470,6 +470,9 @@ class RunnerExit(Model):
     signal: int | None = Field(
         None, description="Number of the signal that ended the script's process; absent: none did."
     )
+    log_entries: int | None = Field(
+        None, description="Printed lines and messages that went to the container's log; absent: not counted."
+    )
 
 
 class RunnerStatus(Model):

@@ -168,6 +168,10 @@ class Timeline(Protocol):
         """
         ...
 
+    def describe_gap(self, procedure_id: int) -> str:
+        """Return in words why `read` does not give all of an execution's entries yet; empty when it does. Does not wait."""
+        ...
+
     def last_id(self) -> int:
         """Return the id of the newest entry, 0 when there is none."""
         ...

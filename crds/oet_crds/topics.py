@@ -50,6 +50,8 @@ class Topic(str, Enum):
     """It failed, and this is where."""
     CREATED = "procedure.lifecycle.created"
     """It was created, and has its number."""
+    WAITING = "procedure.lifecycle.waiting"
+    """It waits for something before its script runs, or for something else than before: `state`, `reason` and `message`."""
     STARTED = "procedure.lifecycle.started"
     """Its start was granted."""
     STOPPED = "procedure.lifecycle.stopped"

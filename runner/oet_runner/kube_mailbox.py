@@ -11,7 +11,7 @@ import json
 import os
 import time
 
-from oet_crds.container_log import build_log_line
+from oet_crds.container_log import LogWriter
 from oet_crds.mailbox import DELIVERY_SECONDS, UNCONFINED_DELIVERY_SECONDS, MailKind
 from oet_crds.names import RUNNER_MANAGER
 from oet_crds.states import State
@@ -80,6 +80,7 @@ class KubeMailbox:
         self._poster = Poster(timeline, self._inbox) if timeline is not None else None
         self._delivery_ends: float | None = None
         self._outbox = Outbox(log_fd)
+        self._log = LogWriter()
         self._outbox_moved = time.monotonic()
         self._report = RunnerReport(self._name)
         self._acknowledged = 0
@@ -133,7 +134,7 @@ class KubeMailbox:
             # Root has ways that Landlock does not close. (The chart lets no script run as root; a template might.)
             self._report.is_confined = content["confined"] and os.geteuid() != 0
         elif kind == MailKind.EXIT:
-            self._report.set_exit(content)
+            self._report.set_exit({**content, "logEntries": self._log.entries})
             if self._poster is not None:
                 # The timeline's last word of this runner: it need not wait for more.
                 last = {name: content[name] for name in ("n", "t", "outcome")}
@@ -152,7 +153,7 @@ class KubeMailbox:
                 self._report.add_state(entry)
                 self._due = self._compute_due(time.monotonic())
             else:
-                lines.append(build_log_line(entry) + "\n")
+                lines.append(self._log.build(entry, time.monotonic()))
         if lines:
             self._write("".join(lines))
 
@@ -199,7 +200,8 @@ class KubeMailbox:
     def _note(self, text: str) -> None:
         if len(self._outbox) < NOTES_LIMIT_BYTES:
             line = f"oet_runner: {text}".replace("\n", " ")
-            self._write(build_log_line({"k": EntryKind.LOG, "stream": "stderr", "line": line}) + "\n")
+            entry = {"k": EntryKind.LOG, "stream": "stderr", "line": line}
+            self._write(self._log.build(entry, time.monotonic()))
 
     # ---- what comes ----------------------------------------------------------------------------------------------
 

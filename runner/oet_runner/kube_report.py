@@ -205,7 +205,7 @@ class RunnerReport:
 
     def set_exit(self, mail: dict[str, Any]) -> None:
         """Add the exit, given as the mail of that kind."""
-        names = ("outcome", "reason", "message", "stacktrace", "exitCode", "signal")
+        names = ("outcome", "reason", "message", "stacktrace", "exitCode", "signal", "logEntries")
         self._exit = {name: mail[name] for name in names if mail.get(name) is not None}
         self._commit = mail.get("commit") or self._commit
         self._exit["time"] = format_time(mail["t"])

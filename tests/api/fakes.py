@@ -44,6 +44,7 @@ class FakeTimeline:
     def __init__(self) -> None:
         self._news = threading.Condition()
         self.entries: list[TimelineEntry] = []
+        self.gaps: list[str] = []
         self.reads = 0
 
     def append(self, procedure_id: int, topic: str, payload: Mapping[str, Any]) -> TimelineEntry:
@@ -80,6 +81,9 @@ class FakeTimeline:
             if (procedure_id is None or entry.procedure_id == procedure_id) and (kinds is None or entry.kind in kinds)
         ]
         return chosen[:limit]
+
+    def describe_gap(self, procedure_id: int) -> str:
+        return self.gaps.pop(0) if self.gaps else ""
 
     def last_id(self) -> int:
         return len(self.entries)

@@ -532,7 +532,8 @@ def test_missing_pod_is_no_obstacle(start: Start, cluster: FakeCluster) -> None:
     cluster.add("one", 1)
     cluster.reach(State.IDLE, State.FAILED, podName="gone", at=time.time() - 10)
     engine = start()
-    assert lines(engine, 1) == []
+    wait_for(lambda: lines(engine, 1))
+    assert [entry.topic for entry in engine.timeline.read(0, limit=9, kinds=[EntryKind.LOG])] == [Topic.LOG_DROPPED]
     cluster.add("two", 2)
     cluster.reach(State.IDLE, State.STOPPED, name="two", podName="gone as well")
     wait_for(lambda: len(engine.list()) == 2)

@@ -167,7 +167,23 @@ def test_busy_subarray_waits_and_goes_on_when_it_is_free(store: ExecutionStore) 
     _wait(store, waiter, State.COMPLETE)
 
 
-def test_busy_subarray_rejects_and_takes_a_second_try(store: ExecutionStore) -> None:
+def test_what_is_waited_for_is_on_the_event_stream_once(store: ExecutionStore, timeline: Timeline) -> None:
+    holder, second = _ready(store, LONG, 1), _ready(store, QUICK, 1)
+    _start(store, holder)
+    _wait(store, holder, State.RUNNING)
+    _start(store, second)
+    waiting = store.wait(second, lambda one: one.status.reason is Reason.SUBARRAY_BUSY, SECONDS)
+    store.change(holder, STOP)
+    _wait(store, second, State.COMPLETE)
+    told = [one for one in timeline.read(0, limit=100, procedure_id=second) if one.topic == Topic.WAITING]
+    message = waiting.status.message
+    assert message is not None
+    assert "subarray 1" in message
+    wait = {"msg_src": str(second), "state": State.READY, "reason": Reason.SUBARRAY_BUSY, "message": message}
+    assert [(one.kind, one.payload) for one in told] == [(EntryKind.ACTION, wait)]
+
+
+def test_busy_subarray_rejects_and_takes_a_second_try(store: ExecutionStore, timeline: Timeline) -> None:
     holder, other = _ready(store, LONG, 1), _ready(store, QUICK, 1)
     _start(store, holder)
     _start(store, other, WhenBusy.REJECT)
@@ -181,6 +197,8 @@ def test_busy_subarray_rejects_and_takes_a_second_try(store: ExecutionStore) -> 
     assert store.get(other).status.state is State.READY
     _start(store, other, WhenBusy.REJECT)
     _wait(store, other, State.COMPLETE)
+    # It waited for nothing.
+    assert Topic.WAITING not in [entry.topic for entry in timeline.read(0, limit=100, procedure_id=other)]
 
 
 def test_failing_script_leaves_its_stack_trace(store: ExecutionStore, timeline: Timeline) -> None:

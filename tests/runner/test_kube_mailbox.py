@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 from oet_support import find_marked
 
-from oet_crds.container_log import parse_log_line
+from oet_crds.container_log import find_mark, parse_log_line
 from oet_crds.execution import RunnerStatus
 from oet_crds.names import CONFIG_MAP_FOLDER
 from oet_crds.topics import EntryKind
@@ -170,7 +170,8 @@ def test_complete_run_costs_at_most_four_patches(api, start, any_python):
     assert {status for _, status in patches} == {200}
     claim, *others = [patch for patch, _ in patches]
     assert set(claim["metadata"]) == {"resourceVersion"}
-    assert claim["status"] == {"runner": {"claim": status.claim, **({"confined": True} if is_available() and os.geteuid() != 0 else {})}}
+    confined = {"confined": True} if is_available() and os.geteuid() != 0 else {}
+    assert claim["status"] == {"runner": {"claim": status.claim, **confined}}
     assert [patch[0] for patch in others] == [{"op": "test", "path": "/metadata/uid", "value": uid}] * len(others)
     assert all(patch[1]["value"]["claim"] == status.claim for patch in others)
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", end["time"])
@@ -665,6 +666,36 @@ def test_messages_go_to_the_log_in_their_place(api, start):
         "message"
     ) == 1
     assert [entry["line"] for entry in entries if entry["k"] == "log"] == ["before", "after"]
+
+
+def test_long_log_has_marks_and_its_entries_are_counted_for_the_end(api, start):
+    api.create(
+        source="import oet\ndef main():\n    for n in range(3000):\n        print(n, 'x' * 90)\n    oet.announce('said')"
+    )
+    api.grant()
+    runner = start()
+    end = api.wait_exit()
+    runner.wait_end()
+    count, marks = 0, []
+    for entry in map(parse_log_line, runner.log):
+        before = find_mark(entry)
+        if before is None:
+            count += 1
+            continue
+        marks.append(before)
+        assert before == count, "a mark says how many entries came before it"
+    assert end["logEntries"] == count == 3001
+    # A mark each 64 KiB.
+    assert len(marks) >= 4
+
+
+def test_short_log_has_no_mark(api, start):
+    api.create(source="def main():\n    for n in range(100): print(n)")
+    api.grant()
+    runner = start()
+    assert api.wait_exit()["logEntries"] == 100
+    runner.wait_end()
+    assert runner.log == [str(n) for n in range(100)]
 
 
 @pytest.mark.parametrize("end", ["stop", "return"])

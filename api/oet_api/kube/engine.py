@@ -89,6 +89,7 @@ class KubeEngine:
         timeline = KubeTimeline()
         self._logs = LogKeeper(self._client, paths, timeline, settings.engine.log_limit_bytes)
         timeline.await_log, timeline.on_evicted = self._logs.await_log, self._logs.on_evicted
+        timeline.find_log_gap = self._logs.describe_gap
 
         def end_initial(version: int) -> None:
             timeline.end_initial()
@@ -112,7 +113,7 @@ class KubeEngine:
         limit = settings.engine.log_limit_bytes
         timeline = LastingTimeline(TimelineStore(settings.timeline, self._namespace), limit)
         self._logs = LogKeeper(self._client, paths, timeline, limit)
-        timeline.await_log = self._logs.await_log
+        timeline.await_log, timeline.find_log_gap = self._logs.await_log, self._logs.describe_gap
         timeline.on_log_wanted, timeline.on_log_unwanted = self._logs.on_execution, self._logs.on_removed
         self._end_initial = timeline.end_initial
         self.archive = timeline

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,15 +12,24 @@ from typing import Any
 from oet_api.timeline.source import Source
 from oet_crds.activities import find_sb_event
 from oet_crds.alarms import Alarm, find_alarm, find_release
-from oet_crds.container_log import parse_log_line
+from oet_crds.container_log import find_mark, parse_log_line
 from oet_crds.execution import ScriptExecution
 from oet_crds.states import State, is_final
 from oet_crds.topics import EntryKind, Topic
+from oet_crds.waits import find_wait
 
 __all__ = ["Draft", "LogIntake", "LogPosition", "StateLedger", "compute_state_number", "parse_stamped_line"]
 
 _OVERHEAD_BYTES = 600
 """About what an entry costs in memory besides its text, measured with `sys.getsizeof` on CPython 3.11."""
+
+_BEFORE_END_SECONDS = 0.001
+"""Who follows up to the final state has read before what is missing."""
+
+MISSING = "{} entries dropped (printed lines or messages): they could not be read from the Pod's log"
+MISSING_UNCOUNTED = (
+    "entries may be missing: the Pod's log cannot be read any more, and it is not known what else was in it"
+)
 
 _STATES_LIMIT = 32
 """More than there are states."""
@@ -64,9 +74,13 @@ class StateLedger:
         self._known: dict[int, State] = {}
         self._alarm: Alarm | None = None
         self._is_released = False
+        self._wait: Mapping[str, Any] | None = None
 
-    def take(self, execution: ScriptExecution) -> list[Draft]:
-        """Return the entries for what is new in the history, and for an alarm; a state that turned out otherwise is told anew."""
+    def take(self, execution: ScriptExecution, now: float) -> list[Draft]:
+        """Return the entries for what is new in the history, for an alarm, and for what is waited for.
+
+        A state that turned out otherwise is told anew. `now` is in seconds since the epoch: since when it waits no status says.
+        """
         drafts = []
         source = str(execution.procedure_id)
         for entry in execution.status.history:
@@ -94,7 +108,17 @@ class StateLedger:
             topic, fields, when = release
             number = int(when * 1_000_000) + 1  # The alarm that it ends may have been raised in the same second.
             drafts.append(Draft(when, EntryKind.ACTION, topic, fields, source=Source.ALARM, number=number))
-        return drafts
+        return drafts + self._take_wait(execution, now)
+
+    def _take_wait(self, execution: ScriptExecution, now: float) -> list[Draft]:
+        before, self._wait = self._wait, find_wait(execution)
+        return [] if self._wait is None or self._wait == before else [_build_wait(self._wait, now)]
+
+
+def _build_wait(wait: Mapping[str, Any], now: float) -> Draft:
+    # The same for every server, so that a database has it once.
+    number = zlib.crc32(f"{wait['state']} {wait['reason']} {wait['message']}".encode())
+    return Draft(now, EntryKind.ACTION, Topic.WAITING, wait, source=Source.WAIT, number=number)
 
 
 def parse_stamped_line(line: bytes) -> tuple[str, float, str] | None:
@@ -151,17 +175,45 @@ class LogPosition:
 
 
 class LogIntake:
-    """Makes entries of the lines of one execution's log, within a bound."""
+    """Makes entries of the lines of one execution's log, within a bound, and says where some are missing."""
 
     def __init__(self, procedure_id: int, limit_bytes: int) -> None:
         self._source = str(procedure_id)  # Upstream's msg_src of all that a script causes.
         self._left_bytes = limit_bytes
         self._dropped = 0
         self._dropped_at = 0.0
+        self._seen = 0
+        self._seen_at = 0.0
+        self._held: list[Draft] | None = None
+
+    def hold(self) -> None:
+        """Keep back what comes up to the next mark or `release`: something may be missing before it."""
+        self._held = self._held or []
+
+    def release(self) -> Sequence[Draft]:
+        """Keep nothing back any more; return what was."""
+        held, self._held = self._held, None
+        return held or []
 
     def take(self, when: float, text: str) -> Sequence[Draft]:
         """Return the entries for one line."""
         entry = parse_log_line(text)
+        before = find_mark(entry)
+        if before is not None:
+            return self._take_mark(when, before)
+        self._seen, self._seen_at = self._seen + 1, when
+        drafts = self._build(when, text, entry)
+        if self._held is None:
+            return drafts
+        self._held += drafts
+        return []
+
+    def _take_mark(self, when: float, before: int) -> Sequence[Draft]:
+        missing, self._seen = before - self._seen, before
+        held = self.release()
+        return [*self._build_missing(held[0].time if held else when, missing), *held]
+
+    def _build(self, when: float, text: str, entry: Mapping[str, Any]) -> Sequence[Draft]:
         if entry.get("k") == EntryKind.MESSAGE:
             data = entry.get("data")
             payload = {"msg_src": self._source, **(data if isinstance(data, dict) else {})}
@@ -194,3 +246,28 @@ class LogIntake:
         payload = {"msg_src": self._source, "dropped": self._dropped}
         self._dropped = 0
         return [Draft(self._dropped_at, EntryKind.LOG, Topic.LOG_DROPPED, payload)]
+
+    def count_missing(self, total: int | None) -> int:
+        """Return how many entries of a log that has ended were not seen; 0 where nobody counted them."""
+        return max(0, (total or 0) - self._seen)
+
+    def take_missing(self, total: int | None, ended_at: float, *, is_gone: bool) -> Sequence[Draft]:
+        """Return the entry that says what is missing at the end of a log, if anything is or may be.
+
+        Args:
+            total: How many entries were written; None where nobody counted them.
+            ended_at: When the execution ended, in seconds since the epoch.
+            is_gone: The log cannot be read any more.
+        """
+        when = self._seen_at or ended_at - _BEFORE_END_SECONDS
+        if total is not None:
+            missing, self._seen = self.count_missing(total), max(self._seen, total)
+            return self._build_missing(when, missing)
+        return [self._build_note(when, None, MISSING_UNCOUNTED)] if is_gone else []
+
+    def _build_missing(self, when: float, count: int) -> list[Draft]:
+        return [self._build_note(when, count, MISSING.format(count))] if count > 0 else []
+
+    def _build_note(self, when: float, count: int | None, message: str) -> Draft:
+        payload = {"msg_src": self._source, "dropped": count, "message": message}
+        return Draft(when, EntryKind.LOG, Topic.LOG_DROPPED, payload)

@@ -146,6 +146,7 @@ class LastingTimeline:
 
     Attributes:
         await_log: Called before entries of an execution are read from its Pod's log: waits, within reason, until they are here.
+        find_log_gap: Says why what was read from such a log is not all yet; empty when it is.
         on_log_wanted: Called with each new version of an execution whose Pod's log has to be read. Must be quick.
         on_log_unwanted: Called when such an execution is gone.
     """
@@ -163,7 +164,8 @@ class LastingTimeline:
         self._due = False
         self._stopping = False
         self._pump = threading.Thread(target=self._run_pump, name="oet-timeline", daemon=True)
-        self.await_log: Callable[[int], None] = lambda procedure_id: None
+        self.await_log: Callable[[int], bool] = lambda procedure_id: False
+        self.find_log_gap: Callable[[int], str] = lambda procedure_id: ""
         self.on_log_wanted: Callable[[ScriptExecution], None] = lambda execution: None
         self.on_log_unwanted: Callable[[int], None] = lambda procedure_id: None
         store.is_live = self._uids.__contains__
@@ -246,6 +248,10 @@ class LastingTimeline:
         known = self.find(procedure_id)
         return [] if known is None else self._store.read(after, limit, known.uid, kinds)
 
+    def describe_gap(self, procedure_id: int) -> str:
+        """Return why entries of an execution are missing for now; see `oet_crds.ports.Timeline.describe_gap`."""
+        return self.find_log_gap(procedure_id)
+
     def last_id(self) -> int:
         """Return the id of the newest entry. Raises UnavailableError before the database has ever answered."""
         return self._store.last_id()
@@ -308,7 +314,7 @@ class LastingTimeline:
                 track = self._tracks[execution.procedure_id] = _Track(execution)
             self._uids[execution.uid] = execution.procedure_id
             track.execution = execution
-            drafts = track.ledger.take(execution)
+            drafts = track.ledger.take(execution, self._clock())
             if drafts or execution.is_finished:
                 self._put(track, self._sort(track, drafts))
             if track.origin is Source.LOG:
@@ -326,7 +332,7 @@ class LastingTimeline:
             if draft.is_final:
                 track.end.append(draft)
                 track.end_at = track.end_at or now
-            elif draft.source is Source.ALARM or draft.number == _FIRST:
+            elif draft.source in (Source.ALARM, Source.WAIT) or draft.number == _FIRST:
                 told.append(draft)
             else:
                 track.held.append((now, draft))
@@ -354,7 +360,7 @@ class LastingTimeline:
             self._uids.pop(track.execution.uid, None)
             drafts = [draft for _, draft in track.held] + track.end + track.merger.release_all()
             gone = with_removal(track.execution)
-            rows = track.build_rows([*drafts, *track.ledger.take(gone)])
+            rows = track.build_rows([*drafts, *track.ledger.take(gone, self._clock())])
         now = self._clock()
 
         def put(transaction: Transaction) -> None:
@@ -385,7 +391,7 @@ class LastingTimeline:
                 if uid in known or seen > version:
                     continue
                 gone = with_removal(parse_execution(json.loads(text)))
-                transaction.add(_Track(gone).build_rows(StateLedger().take(gone)))
+                transaction.add(_Track(gone).build_rows(StateLedger().take(gone, now)))
                 transaction.note_removed(uid, now)
 
         self._store.submit(note)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import queue
 import threading
 import time
@@ -36,7 +37,8 @@ READERS = 4
 """Logs of finished executions that are read at once."""
 
 PATIENCE_SECONDS = 5.0
-"""How long somebody who reads an execution's entries waits for its log."""
+"""How long somebody who reads an execution's entries waits for its log, at each page. 44,000 lines take 1.0 s of a
+processor (measured, CPython 3.11); a client gives up an answer after 30 s of silence."""
 
 TAIL_PATIENCE_SECONDS = 3.0
 """The same for the rest of a log whose execution has just ended."""
@@ -46,6 +48,9 @@ SETTLE_SECONDS = 0.1
 
 LAST_LOOK_SECONDS = 60.0
 """How long a container may go on after its execution's end; what it prints later is not read."""
+
+READ_TRIES = 5
+"""A kubelet that is restarted is back within some seconds."""
 
 MAX_LINE_BYTES = 1024 * 1024
 """The runner cuts lines at 64 KiB and messages at 128 KiB."""
@@ -64,6 +69,9 @@ class LineSink(Protocol):
 
     def settle(self, procedure_id: int) -> None:
         """Note that all was read that an execution's log holds."""
+
+
+STILL_READ = "the Pod's log is still being read, or cannot be read now: what is missing here comes later; ask again"
 
 
 class _End(Enum):
@@ -87,20 +95,32 @@ class _Source:
         deadline: Monotonic seconds: nobody waits for it any longer than until then.
         is_unread: Nobody has read it, or what was read had to go.
         is_refill: What was read had to go.
+        is_past: What is read was printed before this server knew of it: older entries than those that are known may still come.
         is_over: Nobody reads it any more.
+        total: How many entries the runner wrote into it; None: it has not said.
+        ended_at: When the execution ended, in seconds since the epoch.
         settled: Set when nothing is to be waited for.
         ended: Set when the execution is finished.
     """
 
     procedure_id: int
     pod: str
-    deadline: float = 0.0
+    deadline: float = math.inf
     is_unread: bool = False
     is_refill: bool = False
+    is_past: bool = False
     is_over: bool = False
+    total: int | None = None
+    ended_at: float = 0.0
     settled: threading.Event = field(default_factory=threading.Event)
     ended: threading.Event = field(default_factory=threading.Event)
     follower: _Reader | None = None
+
+    def note_end(self, execution: ScriptExecution) -> None:
+        """Note how many entries there are, as the runner counted them."""
+        status = execution.status
+        self.total = status.runner.exit.log_entries if status.runner and status.runner.exit else None
+        self.ended_at = status.history[-1].time.timestamp()
 
 
 class _Reader:
@@ -129,6 +149,8 @@ class _Reader:
         query = {"container": SCRIPT_CONTAINER, "timestamps": "true", **self._position.begin()}
         if follow:
             query["follow"] = "true"
+        else:
+            self._intake.hold()
         self.has_read = False
         try:
             self._stream = self._client.open_stream(
@@ -143,11 +165,22 @@ class _Reader:
             stream, self._stream = self._stream, None
             if stream is not None:
                 stream.close()
+            if drafts := self._intake.release():
+                self._deliver(drafts)
         return _End.BROKEN if follow and self.is_cut.is_set() else _End.COMPLETE
 
     def finish(self) -> None:
         """Say how many lines were dropped, if any."""
         if drafts := self._intake.take_dropped():
+            self._deliver(drafts)
+
+    def is_short(self, source: _Source) -> bool:
+        """Tell whether less was read than was written."""
+        return self._intake.count_missing(source.total) > 0
+
+    def note_missing(self, source: _Source, end: _End) -> None:
+        """Say what is missing, now that nothing more will come."""
+        if drafts := self._intake.take_missing(source.total, source.ended_at, is_gone=end is _End.GONE):
             self._deliver(drafts)
 
     def _read(self, stream: Stream) -> None:
@@ -261,15 +294,17 @@ class LogKeeper:
         if source is None:
             self._timeline.settle(execution.procedure_id)
         elif not source.ended.is_set():
-            self._end(source)
+            self._end(source, execution)
 
     def _open(self, execution: ScriptExecution, pod: str, before: _Source | None) -> _Source:
         assert execution.procedure_id is not None
         if before is not None:
             before.settled.set()
             before.ended.set()
-        source = _Source(execution.procedure_id, pod, time.monotonic() + PATIENCE_SECONDS)
+        source = _Source(execution.procedure_id, pod, is_past=self._is_initial)
         self._sources[execution.procedure_id] = source
+        if execution.is_finished:
+            source.note_end(execution)
         if execution.is_finished and self._is_initial:
             # The newest first: they are what people ask for.
             source.is_unread = True
@@ -284,9 +319,10 @@ class LogKeeper:
         self._start_thread(lambda: self._follow(source))
         return source
 
-    def _end(self, source: _Source) -> None:
+    def _end(self, source: _Source, execution: ScriptExecution) -> None:
         """Have the rest of a log read, now that its execution has ended."""
         with self._lock:
+            source.note_end(execution)
             source.deadline = time.monotonic() + TAIL_PATIENCE_SECONDS
             if not source.is_over:
                 source.settled.clear()
@@ -296,8 +332,13 @@ class LogKeeper:
 
     def _build_reader(self, source: _Source) -> _Reader:
         intake = LogIntake(source.procedure_id, self._limit_bytes)
+        return _Reader(self._client, self._paths.log(source.pod), intake, partial(self._deliver, source))
+
+    def _deliver(self, source: _Source, drafts: Sequence[Draft]) -> None:
+        if self._sources.get(source.procedure_id) is not source:
+            return  # What it read had to go meanwhile: all is read again when somebody asks for it.
         put = self._timeline.refill if source.is_refill else self._timeline.offer_lines
-        return _Reader(self._client, self._paths.log(source.pod), intake, partial(put, source.procedure_id))
+        put(source.procedure_id, drafts)
 
     def on_removed(self, procedure_id: int) -> None:
         """Forget an execution that is gone."""
@@ -313,23 +354,31 @@ class LogKeeper:
         """Have a log read again, should somebody ask for it, whose lines had to go."""
         with self._lock:
             if source := self._sources.get(procedure_id):
-                fresh = _Source(procedure_id, source.pod, is_unread=True, is_refill=True)
+                fresh = _Source(procedure_id, source.pod, is_unread=True, is_refill=True, is_past=True)
+                fresh.total, fresh.ended_at = source.total, source.ended_at
                 fresh.ended.set()
                 self._sources[procedure_id] = fresh
 
-    def await_log(self, procedure_id: int) -> None:
-        """Wait, within reason, until what an execution's log holds is in its timeline."""
+    def await_log(self, procedure_id: int) -> bool:
+        """Wait, within reason, until what an execution's log holds is in its timeline.
+
+        Returns:
+            Whether older entries than those that are known may still come.
+        """
         with self._lock:
             source = self._sources.get(procedure_id)
             if source is None:
-                return
+                return False
             if source.is_unread:
-                if source.deadline < time.monotonic():
-                    source.deadline = time.monotonic() + PATIENCE_SECONDS
                 self._jobs.put((float("-inf"), next(self._count), source))
-            is_ending = source.ended.is_set()
-        if is_ending or not source.settled.is_set():
-            source.settled.wait(max(0.0, source.deadline - time.monotonic()))
+        source.settled.wait(min(PATIENCE_SECONDS, max(0.0, source.deadline - time.monotonic())))
+        return source.is_past
+
+    def describe_gap(self, procedure_id: int) -> str:
+        """Return why an execution's timeline does not hold yet all that its log does; empty when it does, as far as is known."""
+        with self._lock:
+            source = self._sources.get(procedure_id)
+        return "" if source is None or source.settled.is_set() else STILL_READ
 
     # ---- threads -------------------------------------------------------------------------------------------------
 
@@ -351,16 +400,29 @@ class LogKeeper:
         finally:
             with self._lock:
                 source.is_over = True
-                source.settled.set()
+                if not source.is_unread:
+                    source.is_past = False
+                    source.settled.set()
 
     def _read_once(self, source: _Source) -> None:
-        """Read the log of a finished execution, if it is still there."""
-        reader, backoff = self._build_reader(source), Backoff()
-        for _ in range(5):
-            if reader.read(follow=False) is not _End.BROKEN or self._stopping.wait(backoff.compute_seconds()):
+        """Read the log of a finished execution, if it is still there; one that cannot be read is left for who asks next."""
+        reader, backoff = source.follower or self._build_reader(source), Backoff()
+        source.follower, end = reader, _End.BROKEN
+        for _ in range(READ_TRIES):
+            end = reader.read(follow=False)
+            if end is not _End.BROKEN or self._stopping.wait(backoff.compute_seconds()):
                 break
+        if end is _End.BROKEN:
+            self._leave_unread(source)
+            return
         reader.finish()
+        reader.note_missing(source, end)
         self._timeline.settle(source.procedure_id)
+
+    def _leave_unread(self, source: _Source) -> None:
+        """Have a log that cannot be read now be read when somebody asks for it."""
+        with self._lock:
+            source.is_unread, source.is_past, source.deadline = True, False, math.inf
 
     def _follow(self, source: _Source) -> None:
         self._run_safely(lambda: self._follow_to_end(source), source)
@@ -370,12 +432,7 @@ class LogKeeper:
         """Follow the log of an active execution until it has ended and all was read."""
         reader, backoff = source.follower, Backoff()
         assert reader is not None
-        end = _End.NOT_YET
-        if not source.settled.is_set():
-            end = reader.read(follow=False)
-            with self._lock:
-                if not source.ended.is_set():
-                    source.settled.set()
+        end = self._catch_up(source, reader, backoff)
         while not source.ended.is_set() and end is not _End.GONE:
             end = reader.read(follow=True)
             if reader.has_read:
@@ -384,6 +441,28 @@ class LogKeeper:
                 source.ended.wait(backoff.compute_seconds())
         if end is not _End.GONE:
             self._read_tail(source, reader)
+            return
+        source.settled.set()
+        source.ended.wait()
+        reader.finish()
+        reader.note_missing(source, end)
+
+    def _catch_up(self, source: _Source, reader: _Reader, backoff: Backoff) -> _End:
+        """Read what was printed before this server knew of the execution."""
+        end = _End.NOT_YET
+        while not source.settled.is_set() and not source.ended.is_set():
+            end = reader.read(follow=False)
+            if end is _End.BROKEN:
+                # States are shown meanwhile, and nobody waits for lines that may not come for long.
+                source.is_past, source.deadline = False, 0.0
+                source.ended.wait(backoff.compute_seconds())
+                continue
+            with self._lock:
+                source.is_past = False
+                if not source.ended.is_set():
+                    source.settled.set()
+            break
+        return end
 
     def _read_tail(self, source: _Source, reader: _Reader) -> None:
         """Read the rest after the end; then what a container that has not quite ended may still say."""
@@ -395,10 +474,22 @@ class LogKeeper:
             end = reader.read(follow=False)
             # A quick script may end before the kubelet has told the API server of its beginning: NOT_YET.
             pause_seconds = SETTLE_SECONDS if end is _End.COMPLETE else backoff.compute_seconds()
+        source.is_past = False
+        if end is _End.BROKEN:
+            self._leave_unread(source)
+            return
+        is_short = reader.is_short(source)
+        if end is _End.COMPLETE and is_short and not self._stopping.is_set():
+            # The end was reported before the rest was written, or the rest is missing: the container's end tells.
+            self._read_last(reader)
         reader.finish()
+        reader.note_missing(source, end)
         self._timeline.settle(source.procedure_id)
         source.settled.set()
-        if end is _End.COMPLETE and not self._stopping.is_set():
-            reader.is_cut.clear()
-            reader.read(follow=True)
+        if end is _End.COMPLETE and not is_short and not self._stopping.is_set():
+            self._read_last(reader)
             reader.finish()
+
+    def _read_last(self, reader: _Reader) -> None:
+        reader.is_cut.clear()
+        reader.read(follow=True)

@@ -34,6 +34,7 @@ LAG_MICROSECONDS = 200_000
 as long. Ids up to then may be named before there is such an entry: another replica may have given them."""
 
 _MICRO = 1_000_000
+_FROM_LOG = frozenset({EntryKind.LOG, EntryKind.MESSAGE})
 _get_id = attrgetter("id")
 
 
@@ -49,13 +50,19 @@ class _Track:
     is_finished: bool = False
     is_old: bool = False
     """It was there when this replica started."""
+    read_to: int = 0
+    """Id of the last entry that was put in its place of the past."""
+    lacks: set[EntryKind] = field(default_factory=set)
+    """What had to go, and can be read again."""
 
 
 class KubeTimeline:
     """The timelines of all executions. Implements `oet_crds.ports.Timeline`.
 
     Attributes:
-        await_log: Called before entries of one execution are read: waits, within reason, until what its log holds is here.
+        await_log: Called before entries of one execution are read: waits, within reason, until what its log holds is here. Tells
+            whether older entries than those that are here may still come.
+        find_log_gap: Says why what is here of an execution is not all yet; empty when it is.
         on_evicted: Called with a finished execution whose lines had to go; they can be read again. Must not call back.
     """
 
@@ -76,7 +83,8 @@ class KubeTimeline:
         self._due = math.inf
         self._stopping = False
         self._pump = threading.Thread(target=self._run_pump, name="oet-timeline", daemon=True)
-        self.await_log: Callable[[int], None] = lambda procedure_id: None
+        self.await_log: Callable[[int], bool] = lambda procedure_id: False
+        self.find_log_gap: Callable[[int], str] = lambda procedure_id: ""
         self.on_evicted: Callable[[int], None] = lambda procedure_id: None
 
     # ---- life ----------------------------------------------------------------------------------------------------
@@ -143,16 +151,23 @@ class KubeTimeline:
         kinds: Collection[EntryKind] | None = None,
     ) -> Sequence[TimelineEntry]:
         """Return entries after an id; see `oet_crds.ports.Timeline.read`."""
-        if procedure_id is not None and (kinds is None or not {EntryKind.LOG, EntryKind.MESSAGE}.isdisjoint(kinds)):
-            self.await_log(procedure_id)
+        is_past = False
+        if procedure_id is not None and (kinds is None or not _FROM_LOG.isdisjoint(kinds)):
+            is_past = self.await_log(procedure_id)
         with self._news:
             if procedure_id is None:
-                entries = self._all
+                entries, end = self._all, None
             else:
                 track = self._tracks.get(procedure_id)
                 entries = track.entries if track else []
-            chosen = islice(entries, bisect_right(entries, after, key=_get_id), None)
+                # Who goes on after what it got must not miss what is put before that.
+                end = bisect_right(entries, track.read_to, key=_get_id) if track and is_past else None
+            chosen = islice(entries, bisect_right(entries, after, key=_get_id), end)
             return list(islice((one for one in chosen if kinds is None or one.kind in kinds), limit))
+
+    def describe_gap(self, procedure_id: int) -> str:
+        """Return why entries of an execution are missing for now; see `oet_crds.ports.Timeline.describe_gap`."""
+        return self.find_log_gap(procedure_id)
 
     def last_id(self) -> int:
         """Return the id after which all entries are new: the newest entry's, or one of a moment ago."""
@@ -176,7 +191,7 @@ class KubeTimeline:
             track = self._tracks.setdefault(execution.procedure_id, _Track(execution.procedure_id))
             track.is_old |= self._is_initial
             track.is_finished = execution.is_finished
-            self._accept(track, track.ledger.take(execution), is_state=True)
+            self._accept(track, track.ledger.take(execution, self._clock()), is_state=True)
 
     def on_removed(self, procedure_id: int) -> None:
         """Forget the timeline of an execution that is gone."""
@@ -195,7 +210,7 @@ class KubeTimeline:
         """Put lines that had to go back in their place."""
         with self._news:
             if track := self._tracks.get(procedure_id):
-                self._insert(track, [draft for draft in drafts if draft.kind is EntryKind.LOG])
+                self._insert(track, [draft for draft in drafts if draft.kind in track.lacks])
 
     def settle(self, procedure_id: int) -> None:
         """Note that all was read that an execution's log holds."""
@@ -248,6 +263,8 @@ class KubeTimeline:
         for draft in drafts:
             number = self._find_free(max(number + 1, int(draft.time * _MICRO)))
             added.append(self._build(track, draft, number))
+        if added and drafts[-1].kind in _FROM_LOG:
+            track.read_to = max(track.read_to, number)
         for entries in (track.entries, self._all):
             entries += added
             entries.sort(key=_get_id)
@@ -263,24 +280,33 @@ class KubeTimeline:
         return number
 
     def _build(self, track: _Track, draft: Draft, number: int) -> TimelineEntry:
-        self._sizes[number] = draft.size
-        track.size += draft.size
-        self._size += draft.size
+        # States do not count against the bound: they stay, whatever goes.
+        size = 0 if draft.kind is EntryKind.STATE else draft.size
+        self._sizes[number] = size
+        track.size += size
+        self._size += size
         return TimelineEntry(number, track.procedure_id, None, draft.time, draft.kind, str(draft.topic), draft.payload)
 
     # ---- the bound -----------------------------------------------------------------------------------------------
 
     def _evict(self, current: _Track) -> None:
-        """Let go of the lines, then of all, of the oldest finished executions; then of the largest one's oldest half."""
+        """Let go of the oldest finished executions' lines, then messages, then actions; then of the largest one's oldest half.
+
+        States stay: they are few, and nothing would bring them back.
+        """
         if self._size <= self._limit_bytes:
             return
         wanted = self._limit_bytes * 0.9
-        for kinds in ({EntryKind.LOG}, set(EntryKind)):
+        for kind in (EntryKind.LOG, EntryKind.MESSAGE, EntryKind.ACTION):
             for track in self._iter_finished(current):
                 if self._size <= wanted:
                     return
+                # Lines are read again from the log together with the messages among them: the ones go with the others.
+                kinds = {kind, *track.lacks}
                 if gone := [entry for entry in track.entries if entry.kind in kinds]:
                     self._remove(track, gone)
+                    track.lacks |= {kind} & _FROM_LOG
+                    track.read_to = 0
                     self.on_evicted(track.procedure_id)
         while self._size > wanted and self._halve(max(self._tracks.values(), key=lambda track: track.size)):
             pass
@@ -295,7 +321,7 @@ class KubeTimeline:
         gone = output[: len(output) // 2]
         if len(gone) < 2:
             return False
-        lines = sum(int(entry.payload.get("dropped", 1)) for entry in gone if entry.kind is EntryKind.LOG)
+        lines = sum(int(entry.payload.get("dropped", 1) or 0) for entry in gone if entry.kind is EntryKind.LOG)
         self._remove(track, gone)
         payload = {"msg_src": str(track.procedure_id), "dropped": lines}
         self._insert(track, [Draft(gone[-1].time, EntryKind.LOG, Topic.LOG_DROPPED, payload)])

@@ -30,7 +30,7 @@ from oet_crds.aborts import is_armed
 from oet_crds.errors import InvalidTransitionError, UnavailableError
 from oet_crds.execution import GitScript, ScriptExecution
 from oet_crds.git import find_problem
-from oet_crds.ports import Archive, TimelineEntry
+from oet_crds.ports import Archive, Timeline, TimelineEntry
 from oet_crds.settings import GitSettings
 from oet_crds.states import State
 from oet_crds.subarrays import MAX_SUBARRAY
@@ -45,6 +45,8 @@ __all__ = [
     "select_archived",
     "select_executions",
 ]
+
+_NOT_FROM_LOGS = frozenset({EntryKind.STATE, EntryKind.ACTION})
 
 MAX_NUMBER = 2**63 - 1
 """Ids are 64 bit numbers."""
@@ -223,12 +225,25 @@ class EventsResource:
     def on_get(self, req: falcon.Request, resp: falcon.Response, procedure_id: int, query: EventsQuery) -> None:
         """List what happened to a procedure: states, messages, printed lines, requests.
 
-        A page may be shorter than the limit; the last one is empty.
+        A page may be shorter than the limit; the last one is empty. A header Warning says so where more is to come of the past,
+        because the log of the script's Pod is still being read.
         """
         self._services.store.get(procedure_id)
-        kinds = None if query.kind is None else [query.kind]
-        entries = self._services.timeline.read(query.after, limit=query.limit, procedure_id=procedure_id, kinds=kinds)
+        entries, gap = _read_entries(self._services.timeline, procedure_id, query)
+        if gap:
+            resp.set_header("Warning", f'199 oet "{gap}"')
         _answer(resp, b"[" + b",".join(_render_page(entries)) + b"]")
+
+
+def _read_entries(timeline: Timeline, procedure_id: int, query: EventsQuery) -> tuple[Sequence[TimelineEntry], str]:
+    """Return a page, and why it does not have all of the past that it should; empty when it does."""
+    kinds = None if query.kind is None else [query.kind]
+    while True:
+        # Asked before and after: only what was whole before is known to be read as a whole.
+        gap = "" if query.kind in _NOT_FROM_LOGS else timeline.describe_gap(procedure_id)
+        entries = timeline.read(query.after, limit=query.limit, procedure_id=procedure_id, kinds=kinds)
+        if not gap or (gap := timeline.describe_gap(procedure_id)):
+            return entries, gap
 
 
 def _render_page(entries: Sequence[TimelineEntry]) -> list[bytes]:

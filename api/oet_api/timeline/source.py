@@ -20,6 +20,8 @@ class Source(StrEnum):
     """What such a state means for an activity."""
     ALARM = "alarm"
     """An alarm; when it was raised, in microseconds."""
+    WAIT = "wait"
+    """What is waited for; made from what that is."""
     RUNNER = "runner"
     """The runner; its own number."""
     LOG = "log"

@@ -14,6 +14,7 @@ from oet_crds.settings import EngineSettings
 from oet_crds.specs import compute_subarray
 from oet_crds.states import is_final
 from oet_crds.topics import EntryKind, Topic
+from oet_crds.waits import find_wait
 from oet_operator.core.aborts import build_abort_spec, build_abort_view, is_in_use, is_outcome_open
 from oet_operator.core.actions import (
     ArmAbort,
@@ -75,6 +76,7 @@ def apply_decision(
         effects.look_at += _find_served(store, transaction, execution)
         if settings.prearm_abort:
             effects.look_at += _find_users(active, before, execution)
+        _append_wait(transaction, before, execution)
         _append_news(transaction, before, execution)
     desk = _Desk(store, settings, transaction, effects)
     for action in plan.actions:
@@ -124,6 +126,13 @@ def _find_users(active: Iterable[ScriptExecution], before: ScriptExecution, afte
     subarray = compute_subarray(after.spec)
     others = (one for one in active if one.uid != after.uid and compute_subarray(one.spec) == subarray)
     return [_id(one) for one in others if is_armed(one) or is_in_use(one)]
+
+
+def _append_wait(transaction: Transaction, before: ScriptExecution, after: ScriptExecution) -> None:
+    """Publish what an execution has begun to wait for."""
+    wait = find_wait(after)
+    if wait is not None and wait != find_wait(before):
+        transaction.append(_id(after), EntryKind.ACTION, Topic.WAITING, wait)
 
 
 def _append_news(transaction: Transaction, before: ScriptExecution, after: ScriptExecution) -> None:

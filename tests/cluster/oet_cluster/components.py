@@ -270,8 +270,10 @@ _QUICK: dict[str, Any] = {
     "eventRecordQPS": 0,
     "kubeAPIQPS": 200,
     "kubeAPIBurst": 400,
+    # Logs are looked at every 10 s by default, whether they are too long.
+    "containerLogMonitorInterval": "3s",
 }
-"""Tests start many Pods at once."""
+"""Tests start many Pods at once, and wait for a log to be rotated."""
 
 
 def build_proxy_config(places: Places) -> dict[str, Any]:
