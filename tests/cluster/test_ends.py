@@ -29,7 +29,7 @@ import json, os, ssl, time, urllib.request
 
 FOLDER = "/var/run/secrets/kubernetes.io/serviceaccount/"
 URL = "https://{0[KUBERNETES_SERVICE_HOST]}:{0[KUBERNETES_SERVICE_PORT]}".format(os.environ)
-PATH = "/apis/oet.skao.int/v1alpha1/namespaces/{}/scriptexecutions/NAME/status".format(os.environ["OET_NAMESPACE"])
+PATH = "/apis/oet.skao.int/v1alpha1/namespaces/{}/scriptexecutions/LIAR/status".format(os.environ["OET_NAMESPACE"])
 
 def main():
     time.sleep(1)
@@ -68,7 +68,7 @@ def _has_condition(type_: ConditionType, status: str) -> Any:
 
 
 def test_script_that_reports_its_own_end_keeps_its_subarray_until_its_pod_is_gone(world: Executions) -> None:
-    liar = world.create("liar", LIAR.replace("NAME", "liar"), subarray=31, podTemplate=UNCONFINED)
+    liar = world.create("liar", LIAR.replace("LIAR", "liar"), subarray=31, podTemplate=UNCONFINED)
     world.wait_for(liar, State.RUNNING)
     other = world.create("after-liar", SHORT, subarray=31)
     world.wait(liar, lambda status: "exit" in status["runner"])
