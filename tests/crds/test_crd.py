@@ -104,7 +104,7 @@ def test_watches_can_select_by_state_pod_and_subarray() -> None:
 
 def test_every_rule_says_in_words_what_it_forbids() -> None:
     rules = [rule for _, schema in _walk(_schema(), "") for rule in schema.get("x-kubernetes-validations", [])]
-    assert len(rules) == 20
+    assert len(rules) == 21
     assert all(rule["message"] and "\n" not in rule["message"] for rule in rules)
 
 
