@@ -51,6 +51,7 @@ class Follower:
 
     Attributes:
         state: The state as of the entry yielded last; None before there was one.
+        until: How long the end is waited for, in monotonic seconds; None: for ever.
     """
 
     def __init__(self, client: Client, procedure_id: int, screen: Screen, after: int = 0) -> None:
@@ -67,12 +68,13 @@ class Follower:
         self._screen = screen
         self._after = after
         self.state: State | None = None
+        self.until: float | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """Yield the entries as they come, up to the one that says the final state.
 
         Raises:
-            CliError: The server does not answer for `PATIENCE_SECONDS`, or knows no such procedure.
+            CliError: The server does not answer for `PATIENCE_SECONDS`, or knows no such procedure; or `until` has passed.
         """
         pauses = Pauses()
         while True:
@@ -86,6 +88,11 @@ class Follower:
                     return
             if entries:
                 pauses.reset()
+            elif self.until is not None and time.monotonic() > self.until:
+                raise CliError(
+                    f"Procedure {self._procedure_id} is still {self.state or State.CREATING}; what was asked for stays in force",
+                    Exit.NOT_CERTAIN,
+                )
             self._screen.show(f"Procedure {self._procedure_id} is {self.state or State.CREATING}")
             pauses.sleep()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import time
 from typing import Any
 
 import click
@@ -29,6 +30,10 @@ from oet_crds.states import State
 from oet_crds.subarrays import SUBARRAY_KEY
 
 __all__ = ["run"]
+
+STOP_PATIENCE_SECONDS = 60.0
+"""How long the end of a stopped script is waited for after the server's answer, which has waited for half a minute already. Who
+sent SIGTERM may be a batch system, which sends no second signal but SIGKILL."""
 
 
 @click.command(cls=ScriptCommand, epilog=EPILOG)
@@ -127,6 +132,7 @@ def _stop(client: Client, pid: int, follower: Follower, screen: Screen) -> None:
         if error.code not in (Exit.REFUSED, Exit.NOT_CERTAIN):
             raise
         screen.note(str(error))
+    follower.until = time.monotonic() + STOP_PATIENCE_SECONDS
     for entry in follower:
         _print(entry, screen)
 

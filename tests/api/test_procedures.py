@@ -610,7 +610,7 @@ def test_stop_with_abort_waits_for_the_abort_script(client: Any, timeline: Any) 
     [
         ({"abort_ends": State.FAILED}, 409, "is stopped, but the abort script (ID 2) ended FAILED"),
         ({"abort_ends": State.STOPPED}, 409, "is stopped, but the abort script (ID 2) ended STOPPED"),
-        ({"abort_ends": None}, 504, "is stopped, but the abort script (ID 2) has not ended yet: state READY"),
+        ({"abort_ends": None}, 504, "is stopped, but the abort script (ID 2) has not begun yet: state READY"),
         ({"creates_abort": False}, 504, "is stopped, but its abort script was not created yet"),
     ],
 )
