@@ -749,3 +749,12 @@ def test_deadline_of_an_execution_whose_runner_was_refused_names_the_refusal(
     plan = make.decide(execution, **REFUSED)
     assert (plan.status.state, plan.status.reason, plan.actions) == (State.FAILED, reason, ())
     assert "exceeded quota" in (plan.status.message or "")
+
+
+def test_start_that_a_pod_of_an_unknown_subarray_keeps_off_is_told_why(make: Any) -> None:
+    execution = make.execution(State.READY, desired_state=DesiredState.RUNNING, subarray=1)
+    locks = build_lock_table([execution], [Leftover("gone", 5, 1, is_guess=True)])
+    plan = decide(Snapshot(execution, RunnerObservation(Presence.ALIVE), locks, make.now))
+    assert "PID #5 was deleted, and its Pod may still run, on which subarray is not known" in (
+        plan.status.message or ""
+    )
