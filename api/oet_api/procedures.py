@@ -29,7 +29,7 @@ from oet_api.decisions import (
 )
 from oet_api.errors import NotCertainYetError
 from oet_api.origin import Origin
-from oet_crds.aborts import find_target
+from oet_crds.aborts import ABORT_BEGIN_SECONDS, find_target, is_given_up
 from oet_crds.alarms import Alarm, find_alarm
 from oet_crds.ends import is_holding_unknown
 from oet_crds.errors import (
@@ -58,6 +58,9 @@ RESULT_SOURCE = "SESWorker"
 
 STOP_TRIES = 5
 """Tries to store a stop under the version that was seen: a runner reports some states within a second."""
+
+LATE_TOLERANCE_SECONDS = 0.1
+"""A wait may end so much before its time."""
 
 RESERVED_THREADS = 16
 """Request threads that neither streams nor waits may take: reads and the requests to stop must always find one."""
@@ -367,37 +370,52 @@ class Procedures:
             wait: How to wait.
             served_by: Procedure id of the abort script if that is known already; None: the engine will say.
         """
-        number, settings = execution.procedure_id, self._settings
-        assert number is not None
-        is_unknown = execution.status.state is State.UNKNOWN
-        stopped = f"Script with ID {number} is {f'{State.UNKNOWN} and may still run' if is_unknown else 'stopped'}"
-        if served_by is None:
-            execution = wait(
-                number,
-                lambda one: find_aborter(one) is not None or _find_abort_alarm(one) is not None,
-                settings.start_timeout_seconds,
-            )
-        aborter_id = find_aborter(execution) or served_by
-        if aborter_id is None and (alarm := _find_abort_alarm(execution)):
-            raise AbortFailedError(
-                f"ALARM: {stopped}, but {alarm.message.removeprefix('ALARM: ')}", execution.status.state
-            )
-        if aborter_id is None:
-            raise NotCertainYetError(
-                f"{stopped}, but its abort script was not created yet; subarray activity may go on"
-            )
-        aborter = wait(aborter_id, lambda one: one.is_finished, settings.stop_timeout_seconds)
+        settings = self._settings
+        stopped = _describe_stop(execution)
+        aborter = self._wait_for_begin(execution, wait, served_by)
+        if not aborter.is_finished:
+            assert aborter.procedure_id is not None
+            aborter = wait(aborter.procedure_id, lambda one: one.is_finished, settings.stop_timeout_seconds)
         if aborter.status.state is State.COMPLETE:
             return aborter
         if aborter.is_finished:
             raise AbortFailedError(
-                f"ALARM: {stopped}, but the abort script (ID {aborter_id}) ended {describe_end(aborter)}; "
+                f"ALARM: {stopped}, but the abort script (ID {aborter.procedure_id}) ended {describe_end(aborter)}; "
                 "subarray activity may go on",
                 aborter.status.state,
             )
         raise NotCertainYetError(
-            f"{stopped}, but the abort script (ID {aborter_id}) has not ended yet: state {aborter.status.state}"
+            f"{stopped}, but the abort script (ID {aborter.procedure_id}) has not ended yet: state {aborter.status.state}"
         )
+
+    def _wait_for_begin(self, execution: ScriptExecution, wait: Wait, served_by: int | None) -> ScriptExecution:
+        """Wait until the abort script of a stopped execution has begun, and return its execution.
+
+        One that was held and does not hear that it is to begin is given up by the engine, which has another one take its place.
+        """
+        number, begun_at, given_up = execution.procedure_id, time.monotonic(), None
+        assert number is not None
+        seconds = min(self._settings.start_timeout_seconds, ABORT_BEGIN_SECONDS)
+        aborter_id, aborter = served_by, None
+
+        def is_served(one: ScriptExecution) -> bool:
+            return find_aborter(one) not in (None, given_up) or _find_abort_alarm(one) is not None
+
+        while (left := begun_at + seconds - time.monotonic()) > 0:
+            if aborter_id is None:
+                execution = wait(number, is_served, left)
+                aborter_id = find_aborter(execution)
+            if aborter_id in (None, given_up):
+                break
+            left = max(0.0, begun_at + seconds - time.monotonic())
+            aborter = wait(aborter_id, lambda one: one.is_finished or has_begun(one), left)
+            if not is_given_up(aborter):
+                break
+            given_up, aborter_id = aborter_id, None
+        if aborter is not None and aborter_id is not None and (aborter.is_finished or has_begun(aborter)):
+            return aborter
+        is_late = time.monotonic() - begun_at >= ABORT_BEGIN_SECONDS - LATE_TOLERANCE_SECONDS
+        raise _build_late_abort(execution, aborter, is_late=is_late)
 
     # ---- release -------------------------------------------------------------------------------------------------
 
@@ -456,6 +474,34 @@ def _describe_unknown(execution: ScriptExecution) -> str:
     if not is_holding_unknown(execution):
         return text
     return f"{text}; its subarray is held until somebody releases it: oet procedure release --pid={number} --reason=..."
+
+
+def _describe_stop(execution: ScriptExecution) -> str:
+    is_unknown = execution.status.state is State.UNKNOWN
+    how = f"{State.UNKNOWN} and may still run" if is_unknown else "stopped"
+    return f"Script with ID {execution.procedure_id} is {how}"
+
+
+def has_begun(execution: ScriptExecution) -> bool:
+    """Tell whether `main` has begun, as far as is known."""
+    return any(entry.state is State.RUNNING for entry in execution.status.history)
+
+
+def _build_late_abort(stopped: ScriptExecution, aborter: ScriptExecution | None, *, is_late: bool) -> OetError:
+    """Build what a stop answers whose abort has not begun: an alarm, unless that may be a matter of seconds."""
+    head = _describe_stop(stopped)
+    if aborter is None and (alarm := _find_abort_alarm(stopped)):
+        return AbortFailedError(f"ALARM: {head}, but {alarm.message.removeprefix('ALARM: ')}", stopped.status.state)
+    if aborter is None:
+        text = f"{head}, but its abort script was not created yet"
+    else:
+        text = (
+            f"{head}, but the abort script (ID {aborter.procedure_id}) has not begun yet: state {describe_end(aborter)}"
+        )
+    text = f"{text}; subarray activity may go on"
+    if not is_late:
+        return NotCertainYetError(text)
+    return AbortFailedError(f"ALARM: {text}; it is tried on", stopped.status.state)
 
 
 def _build_cause(execution: ScriptExecution, origin: Origin) -> _Cause:

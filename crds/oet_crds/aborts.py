@@ -8,21 +8,28 @@ from collections.abc import Iterable
 from oet_crds.conditions import find_condition
 from oet_crds.execution import FileScript, GitScript, ScriptExecution, ScriptSource
 from oet_crds.git import find_secret, find_version_problem, is_commit, parse_place
+from oet_crds.reasons import Reason
 from oet_crds.states import ConditionType, DesiredState, Purpose, State
 
 __all__ = [
+    "ABORT_BEGIN_SECONDS",
     "ABORT_SCRIPT",
     "build_abort_source",
     "find_ready_abort",
     "find_serving",
     "find_target",
     "is_armed",
+    "is_given_up",
+    "was_armed",
     "is_ready_to_abort",
     "parse_abort_script",
 ]
 
 ABORT_SCRIPT = "abort.py"
 """Name of the abort script in the folder of the shipped scripts (upstream's name)."""
+
+ABORT_BEGIN_SECONDS = 10.0
+"""An abort that has not begun so long after the script's end is an alarm: three times as long as a start takes."""
 
 _FILE_PREFIX = "file://"
 _GIT_PREFIX = "git+"
@@ -75,6 +82,18 @@ def is_armed(execution: ScriptExecution) -> bool:
     return execution.spec.purpose is Purpose.ABORT and find_target(execution) is None
 
 
+def was_armed(execution: ScriptExecution) -> bool:
+    """Tell whether an abort script was held before it was told for whom to run."""
+    grant = execution.status.grant
+    return execution.spec.purpose is Purpose.ABORT and grant is not None and grant.standing is not None
+
+
+def is_given_up(execution: ScriptExecution) -> bool:
+    """Tell whether an abort script that was held is being ended because it did not begin, or has ended so."""
+    stopping = find_condition(execution.status, ConditionType.STOPPING)
+    return stopping is not None and stopping.reason == Reason.ABORT_NOT_BEGUN
+
+
 def is_ready_to_abort(execution: ScriptExecution) -> bool:
     """Tell whether an armed execution begins `main` the moment it is told to."""
     status = execution.status
@@ -98,5 +117,9 @@ def find_ready_abort(executions: Iterable[ScriptExecution], subarray: int) -> Sc
 
 
 def find_serving(executions: Iterable[ScriptExecution], uid: str) -> ScriptExecution | None:
-    """Return the execution that aborts for a stopped one, None when there is none so far."""
-    return next((one for one in executions if find_target(one) == uid), None)
+    """Return the execution that aborts for a stopped one, None when there is none so far.
+
+    One that was given up counts only while no other has taken its place.
+    """
+    serving = [one for one in executions if find_target(one) == uid]
+    return next((one for one in serving if not is_given_up(one)), serving[0] if serving else None)

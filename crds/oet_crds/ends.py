@@ -65,6 +65,8 @@ def describe_deadline(reason: Reason, status: ScriptExecutionStatus) -> str:
     """Return the message of an execution that was stopped for a deadline: how far it was, and what it waited for."""
     if reason is Reason.NOT_NEEDED:
         return "nothing uses the subarray any more for which this abort script was held READY; it was not run"
+    if reason is Reason.ABORT_NOT_BEGUN:
+        return "this abort script was held READY and did not begin when it was told to; another one takes its place"
     if reason is Reason.NOT_STARTED:
         return "READY, and nobody started it within [engine] ready_limit_seconds; it was stopped, and main never ran"
     limit = "not READY within readyTimeoutSeconds"

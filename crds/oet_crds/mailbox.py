@@ -37,6 +37,7 @@ from enum import Enum
 
 __all__ = [
     "CONFINEMENT_VARIABLE",
+    "CUT_OFF_EXIT_CODE",
     "DELIVERY_SECONDS",
     "EXIT_FIELDS",
     "MAX_LINE_BYTES",
@@ -80,6 +81,9 @@ MAX_LINE_BYTES = 64 * 1024
 
 MAX_STACKTRACE_CHARS = 32 * 1024
 """The tail of a stack trace that is kept: fits Kubernetes' 1.5 MiB object limit many times."""
+
+CUT_OFF_EXIT_CODE = 69
+"""Exit code of a supervisor in a Pod that the API server does not let report: EX_UNAVAILABLE of sysexits.h."""
 
 DELIVERY_SECONDS = 120.0
 """After the script's end was reported, how long a Pod goes on trying to bring the rest to the timeline: longer than a replacement

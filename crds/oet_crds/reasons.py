@@ -51,6 +51,8 @@ class Reason(str, Enum):
     """The kernel killed the script's process because memory ran out."""
     RUNNER_LOST = "RunnerLost"
     """The script's supervisor died; what was left of the script was killed."""
+    RUNNER_CUT_OFF = "RunnerCutOff"
+    """The script's supervisor was not let near the API server any more, and ended; nothing of the script is left."""
     RUNNER_START_FAILED = "RunnerStartFailed"
     """No runner could be started for this execution."""
     READY_TIMEOUT = "ReadyTimeout"
@@ -70,7 +72,8 @@ class Reason(str, Enum):
     INVALID_SPEC = "InvalidSpec"
     """The spec passed the API server and yet means nothing that can be run; the message says what."""
     POD_REJECTED = "PodRejected"
-    """Kubernetes refused the Pod: `podTemplate` is wrong, a policy forbids it, or a quota is used up."""
+    """Kubernetes refused the Pod: `podTemplate` is wrong, which is final; or a quota is used up, a policy forbids it, and it is
+    tried again."""
     POD_START_FAILED = "PodStartFailed"
     """The Pod was created and its container could not be started."""
     IMAGE_PULL_FAILED = "ImagePullFailed"
@@ -85,6 +88,9 @@ class Reason(str, Enum):
     """The node ended the Pod, for want of resources or because it is drained."""
     ABORT_FAILED = "AbortFailed"
     """The abort script did not end COMPLETE, or could not be created: what the subarray does is not known. An alarm."""
+    ABORT_NOT_BEGUN = "AbortNotBegun"
+    """The abort script has not begun in time, which is tried on: what the subarray does is not known. An alarm. Also why an abort
+    script ended that was held and did not begin when it was told to: another one took its place."""
     NOTHING_TO_ABORT = "NothingToAbort"
     """An abort was asked for with the stop, and no subarray is known to abort. An alarm."""
     ARMING_FAILED = "ArmingFailed"

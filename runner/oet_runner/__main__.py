@@ -131,6 +131,9 @@ def main() -> int:
     supervisor = Supervisor(mailbox, channels, Family(channels.child_pid), wakeup_fd, observe_oom_kills)
     supervisor.run()
     is_signalled = supervisor.stop_signal and sys.argv[1:] == [_KUBE]
+    code = mailbox.find_exit_code()
+    if code:
+        return code
     return SIGNAL_BASE + supervisor.stop_signal if is_signalled else 0
 
 

@@ -12,7 +12,7 @@ import os
 import time
 
 from oet_crds.container_log import LogWriter
-from oet_crds.mailbox import DELIVERY_SECONDS, UNCONFINED_DELIVERY_SECONDS, MailKind
+from oet_crds.mailbox import CUT_OFF_EXIT_CODE, DELIVERY_SECONDS, UNCONFINED_DELIVERY_SECONDS, MailKind
 from oet_crds.names import RUNNER_MANAGER
 from oet_crds.states import State
 from oet_crds.topics import EntryKind
@@ -56,6 +56,16 @@ STDOUT_FD = 1
 
 _MANAGED = f"?fieldManager={RUNNER_MANAGER}"
 """Whose the fields are that a patch sets."""
+DENIED_SECONDS = 30.0
+"""When its token has been refused for so long, the ServiceAccount was deleted, perhaps made anew: a new Pod gets a new token,
+this one does not. An API server that is just starting may refuse a good one for some seconds."""
+
+SILENCE_SECONDS = 120.0
+"""An abort script that is held and has reached no API server for so long is no use, and ends for another to take its place; a
+user's script waits on."""
+
+LEAVING_GRACE_SECONDS = 1.5
+"""A script whose main has not begun gets so long to end when its runner leaves."""
 
 _PASSING_STATES = (State.IDLE, State.LOADING, State.INITIALISING)
 _NOT_FOUND = 404
@@ -92,12 +102,15 @@ class KubeMailbox:
         self._is_up = False
         self._must_look = False
         self._is_gone = False
+        self._is_denied = False
+        self._is_leaving = False
         self._others: set[str] = set()
         self._handlers: dict[Word, Callable[[Any, float], None]] = {
             Word.LISTED: self._accept_list,
             Word.CHANGED: self._accept_change,
             Word.DELETED: self._accept_deletion,
             Word.ANSWERED: self._accept_answer,
+            Word.FAILED: self._accept_failure,
             Word.NOTED: self._accept_note,
             Word.POSTED: lambda _value, _now: None,  # That the loop has turned is all.
         }
@@ -192,7 +205,12 @@ class KubeMailbox:
 
     def _has_listener(self) -> bool:
         """Tell whether there is an execution in which something can be reported."""
-        return self._execution is not None and not self._is_gone
+        return self._execution is not None and not (self._is_gone or self._is_denied or self._is_leaving)
+
+    def find_exit_code(self) -> int:
+        """Return the supervisor's exit code: whether it was cut off from the API server before it could report the end."""
+        is_cut_off = self._is_leaving or (self._is_denied and not self._is_acknowledged())
+        return CUT_OFF_EXIT_CODE if is_cut_off else 0
 
     def _is_acknowledged(self) -> bool:
         return self._acknowledged == self._report.revision
@@ -208,7 +226,24 @@ class KubeMailbox:
     def _accept_note(self, text: str, now: float) -> None:
         self._note(text)
 
+    def _accept_failure(self, seconds: tuple[float, float], now: float) -> None:
+        """Leave, if the API server is out of reach for good and `main` has not begun: a new Pod can take this one's place."""
+        denied, silent = seconds
+        was_denied, self._is_denied = self._is_denied, denied >= DENIED_SECONDS
+        is_useless = self._execution is not None and self._execution.is_armed and silent >= SILENCE_SECONDS
+        if self._is_denied and not was_denied:
+            self._note(
+                f"the API server has refused the token for {denied:.0f} s: its ServiceAccount was deleted, or made anew"
+            )
+        if (self._is_denied or is_useless) and self.desired.grant is None and not self._is_leaving:
+            self._is_leaving = True
+            self._note(
+                f"nothing was heard from the API server for {silent:.0f} s, and main has not begun: this runner ends"
+            )
+            self.desired.ask_stop(LEAVING_GRACE_SECONDS, now)
+
     def _accept_list(self, wires: list[dict[str, Any]], now: float) -> None:
+        self._is_denied = False
         known = self._execution
         if known is not None and known.uid not in [wire["metadata"]["uid"] for wire in wires]:
             self._accept_end(now)
@@ -305,7 +340,7 @@ class KubeMailbox:
 
     def _ask(self, now: float) -> None:
         """Hand the next request over, if there is one to make; what waits to be sent still is replaced by it."""
-        if self._execution is None or self._is_gone or self.desired.is_abandoned:
+        if self._execution is None or self._is_gone or self._is_leaving or self.desired.is_abandoned:
             return
         if self._handed is not None and not self._patcher.take_back():
             return  # What is to be written now depends on the answer.

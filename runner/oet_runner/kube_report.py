@@ -52,6 +52,7 @@ class Execution:
         must_stop: A user or the operator wants it stopped, or it is being deleted.
         grace_seconds: Grace period of that stop.
         grant: Arguments of `main`; None while it must not start.
+        is_armed: It is an abort script that is held, and was not told to begin.
         assignment: The mail that tells the child what to run.
     """
 
@@ -60,6 +61,7 @@ class Execution:
         "claim",
         "grace_seconds",
         "grant",
+        "is_armed",
         "is_final",
         "must_stop",
         "name",
@@ -95,6 +97,7 @@ class Execution:
             # A standing grant, which an abort script has that is held, is one once its start is asked for.
             if grant and (not grant.get("standing") or spec.get("desiredState") == DesiredState.RUNNING):
                 self.grant = arguments.get("main") or _NO_ARGUMENTS
+            self.is_armed = bool(grant) and self.grant is None
             self.assignment = {
                 "uid": self.uid,
                 "procedureId": status.get("procedureId"),

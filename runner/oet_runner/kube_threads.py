@@ -22,8 +22,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Backoff", "Inbox", "Patcher", "Request", "Watcher", "Word", "compute_pause", "start_thread"]
 
-WATCH_SECONDS = 240
-"""How long the API server is asked to keep a watch open."""
+WATCH_SECONDS = 30
+"""How long the API server is asked to keep a watch open. It looks at a token when a watch is begun and never again: one that is
+good for nothing any more is noticed within this time, at the cost of one request."""
 
 IDLE_SECONDS = 75.0
 """Silence after which a watch is begun anew. The API server sends a bookmark every 60 s: what is silent for longer may be a load
@@ -39,6 +40,7 @@ NOTED_FAILURES = 3
 STEADY_SECONDS = 5.0
 """A watch that lived so long was a good one: the next one may be begun soon."""
 
+UNAUTHORIZED = 401
 CONFLICT = 409
 TEST_FAILED = 422
 GONE = 410
@@ -55,6 +57,8 @@ class Word(Enum):
     """An execution as it was last."""
     ANSWERED = "answered"
     """A request and its answer; None for no answer."""
+    FAILED = "failed"
+    """For how many seconds the token has been refused, and for how many nothing of the execution was heard."""
     NOTED = "noted"
     """Words for the log."""
     POSTED = "posted"
@@ -133,6 +137,10 @@ class Backoff:
         if self.failures == NOTED_FAILURES:
             self._inbox.put(Word.NOTED, f"{self._what} does not work and is tried on: {why}")
 
+    def compute_age(self) -> float:
+        """Return for how many seconds no attempt has succeeded; 0 when the last one did."""
+        return time.monotonic() - self._since if self.failures else 0.0
+
     def compute_seconds(self) -> float:
         """Return how long to wait before the next attempt."""
         return _compute_jitter(compute_pause(self.failures))
@@ -152,6 +160,7 @@ class Watcher:
         self._idle_seconds = idle_seconds
         self._backoff = Backoff("watching the execution", inbox)
         self._empty_watches = 0
+        self._denied_since: float | None = None
         self._version = ""
 
     def run(self) -> None:
@@ -166,11 +175,21 @@ class Watcher:
                 self._version = ""
             except Exception as error:  # noqa: BLE001 - whatever it is: a stop comes this way, and no other
                 self._backoff.note_failure(error)
+                self._inbox.put(Word.FAILED, (self._compute_denial(error), self._backoff.compute_age()))
                 pause_seconds = max(self._backoff.compute_seconds(), _get_wished_pause(error))
                 # After a cut the watch goes on where it was; whatever else happened, a new list is right.
                 if not isinstance(error, ConnectionError):
                     self._version = ""
             time.sleep(pause_seconds)
+
+    def _compute_denial(self, error: Exception) -> float:
+        """Return for how many seconds every attempt was answered that the token is no good; 0 when this one was not."""
+        if not isinstance(error, RefusedError) or error.answer.status != UNAUTHORIZED:
+            self._denied_since = None
+            return 0.0
+        if self._denied_since is None or self._backoff.failures == 1:
+            self._denied_since = time.monotonic()
+        return time.monotonic() - self._denied_since
 
     def _list_if_needed(self) -> None:
         if self._version:

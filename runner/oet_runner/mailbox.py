@@ -114,6 +114,9 @@ class Mailbox(Protocol):
     def is_delivering(self, now: float) -> bool:
         """Tell, when all is sent and the exit is known, whether it is worth to go on for what nobody waits for."""
 
+    def find_exit_code(self) -> int:
+        """Return the supervisor's exit code, once all is sent that can be."""
+
 
 class Outbox:
     """Bytes on their way into a non-blocking file descriptor."""
@@ -229,3 +232,7 @@ class PipeMailbox:
     def is_delivering(self, now: float) -> bool:
         """Tell that all goes one way, and nothing is left when that is empty."""
         return False
+
+    def find_exit_code(self) -> int:
+        """Return 0: what the driver does not read it does not want to know."""
+        return 0

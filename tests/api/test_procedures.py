@@ -14,7 +14,7 @@ from falcon.testing import Result
 
 from oet_api.sse import build_frame
 from oet_crds.errors import InvalidTransitionError, UnavailableError
-from oet_crds.execution import Condition, FunctionArgs, ScriptExecutionSpec, WhenBusy
+from oet_crds.execution import AbortStatus, Condition, FunctionArgs, ScriptExecutionSpec, WhenBusy
 from oet_crds.names import RELEASE_ANNOTATION
 from oet_crds.ports import SpecChange
 from oet_crds.reasons import Reason
@@ -611,7 +611,7 @@ def test_stop_with_abort_waits_for_the_abort_script(client: Any, timeline: Any) 
     [
         ({"abort_ends": State.FAILED}, 409, "is stopped, but the abort script (ID 2) ended FAILED"),
         ({"abort_ends": State.STOPPED}, 409, "is stopped, but the abort script (ID 2) ended STOPPED"),
-        ({"abort_ends": None}, 504, "is stopped, but the abort script (ID 2) has not ended yet: state READY"),
+        ({"abort_ends": None}, 504, "is stopped, but the abort script (ID 2) has not begun yet: state READY"),
         ({"creates_abort": False}, 504, "is stopped, but its abort script was not created yet"),
     ],
 )
@@ -650,6 +650,48 @@ def test_abort_that_the_engine_cannot_run_is_an_alarm_at_once(client: Any, store
     answer = client.stop(number, abort=True)
     assert (answer.status_code, answer.json["severity"]) == (409, "ALARM")
     assert "the abort script cannot be created" in answer.json["detail"]
+
+
+def test_abort_that_has_not_begun_for_long_is_an_alarm(
+    client: Any, store: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("oet_api.procedures.ABORT_BEGIN_SECONDS", 0.2)
+    for name, value, words in (
+        ("abort_ends", None, "has not begun yet: state READY"),
+        ("creates_abort", False, "its abort script was not created yet"),
+    ):
+        setattr(store, name, value)
+        number = client.create(2)
+        client.start(number)
+        answer = client.stop(number, abort=True)
+        assert (answer.status_code, answer.json["severity"]) == (409, "ALARM"), answer.text
+        assert words in answer.json["detail"]
+
+
+def test_stop_goes_on_with_the_abort_script_that_takes_the_place_of_a_deaf_one(client: Any, store: Any) -> None:
+    store.creates_abort, store.reports_ends = False, True
+    number = client.create(2)
+    client.start(number)
+    deaf, fresh = store.arm(2), store.arm(3)
+    given_up = Condition(
+        type=ConditionType.STOPPING,
+        status="True",
+        reason=Reason.ABORT_NOT_BEGUN,
+        last_transition_time=datetime.now(UTC),
+    )
+
+    def give_up(procedure_id: int) -> None:
+        if procedure_id == deaf:
+            store.before_change = lambda _: None
+            grant = store.get(deaf).status.grant
+            used = grant.model_copy(update={"standing": False, "abort_of": store.get(number).uid})
+            store.enter(deaf, State.FAILED, grant=used, conditions=[given_up])
+            store.enter(fresh, State.RUNNING, State.COMPLETE)
+            store.set_status(number, abort=AbortStatus(procedure_id=fresh))
+
+    store.before_change = give_up
+    answer = client.stop(number, abort=True)
+    assert answer.status_code == 200, answer.text
 
 
 def test_held_abort_script_is_started_without_the_engine(client: Any, store: Any) -> None:

@@ -189,3 +189,46 @@ def test_abort_script_that_is_held_is_not_started_by_hand(
     assert not refused.is_done
     assert "never by hand" in refused.complaint
     client.stop(target)
+
+
+def test_abort_script_that_cannot_be_heard_is_replaced_before_and_after_it_is_needed(
+    world: Executions, client: Client, executions: Kubectl
+) -> None:
+    target, other, idle = _start(client, 5), _start(client, 6), client.prepare(LONG, None)
+    deaf, other_deaf = _wait_armed(world, 5), _wait_armed(world, 6)
+    # As a new installation does: from here on the API server knows the tokens of all these Pods no more.
+    executions.run("delete", "serviceaccount", "oet-runner")
+    executions.run("create", "serviceaccount", "oet-runner")
+    wait_until(lambda: _is_refused(world, deaf), 30, "the token is still good")
+    begun = time.monotonic()
+    answer = client.ask("PUT", f"/procedures/{target}", {"state": "STOPPED", "abort": True})
+    seconds = time.monotonic() - begun
+    print(f"stop and abort by another than the deaf abort script took {seconds:.3f} s")
+    assert "aborted subarray activity" in answer["abort_message"]
+    given_up = world.get_status(deaf)
+    assert (given_up["state"], given_up["reason"]) == (State.FAILED, Reason.ABORT_NOT_BEGUN)
+    assert world.find_processes(deaf) == []
+    stopped = _find(world, target)["metadata"]["name"]
+    status = world.wait(stopped, lambda status: _find_condition(status, ConditionType.ABORTED), SECONDS)
+    assert _find_condition(status, ConditionType.ABORTED)["status"] == "True"  # type: ignore[index]
+    assert status["abort"]["procedureId"] != given_up["procedureId"]
+    # What was merely READY ends by itself: a user's with words, the abort script so that another one takes its place.
+    ended = world.wait_for_end(_find(world, idle)["metadata"]["name"])
+    assert (ended["state"], ended["reason"]) == (State.FAILED, Reason.RUNNER_CUT_OFF)
+    assert "main had not begun" in ended["message"]
+    wait_until(lambda: set(_find_armed(world, 6)) - {other_deaf}, SECONDS, "it is not replaced")
+    client.stop(other)
+
+
+ASK = """
+import os
+from oet_runner.kube_client import Connection, observe_api_server
+server = observe_api_server(os.environ)
+print(Connection(server).request("GET", server.path).status)
+"""
+
+
+def _is_refused(world: Executions, name: str) -> bool:
+    """Tell whether the token in the Pod of an execution is refused."""
+    pod = world.get_status(name)["podName"]
+    return world.kubectl.run("exec", pod, "--", "python3", "-c", ASK).strip() == "401"

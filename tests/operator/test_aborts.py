@@ -7,7 +7,16 @@ from typing import Any
 
 import pytest
 
-from oet_crds.aborts import build_abort_source, is_armed, is_ready_to_abort, parse_abort_script
+from oet_crds.aborts import (
+    ABORT_BEGIN_SECONDS,
+    build_abort_source,
+    find_serving,
+    is_armed,
+    is_given_up,
+    is_ready_to_abort,
+    parse_abort_script,
+    was_armed,
+)
 from oet_crds.alarms import find_alarm
 from oet_crds.conditions import find_condition
 from oet_crds.execution import AbortStatus, FileScript, GitScript, ScriptExecution, StopOptions
@@ -16,16 +25,28 @@ from oet_crds.settings import EngineSettings, SettingsError, parse_settings
 from oet_crds.states import ConditionType, DesiredState, Purpose, State
 from oet_crds.topics import Topic
 from oet_operator.core.aborts import (
+    HANDOVER_SECONDS,
     LINGER_SECONDS,
     REARM_SECONDS,
     AbortEnd,
     AbortView,
+    Serving,
     build_abort_spec,
     build_abort_view,
+    find_arming_problem,
     is_outcome_open,
 )
-from oet_operator.core.actions import ArmAbort, CreateAbort, CreatePod, DeleteExecution, Plan, StopRunner, UseArmed
-from oet_operator.core.decide import decide
+from oet_operator.core.actions import (
+    ArmAbort,
+    CreateAbort,
+    CreatePod,
+    DeleteExecution,
+    DeletePod,
+    Plan,
+    StopRunner,
+    UseArmed,
+)
+from oet_operator.core.decide import BACKSTOP_SECONDS, GIVE_UP_GRACE_SECONDS, decide
 from oet_operator.core.locks import build_lock_table, is_holding, may_begin
 from oet_operator.core.snapshot import Presence, RunnerObservation, Snapshot
 
@@ -107,7 +128,7 @@ def test_abort_without_a_subarray_is_an_alarm_once(make: Any) -> None:
 
 def test_abort_that_somebody_runs_already_is_recorded_and_not_run_again(make: Any) -> None:
     stopped = make.execution(State.RUNNING, grant=make.grant(), **STOPPED)
-    plan = _decide(make, stopped, AbortView(serving=9), Presence.GONE)
+    plan = _decide(make, stopped, AbortView(serving=Serving(9)), Presence.GONE)
     assert (plan.status.abort, plan.actions) == (AbortStatus(procedure_id=9), ())
 
 
@@ -149,7 +170,7 @@ def test_end_of_the_abort_is_recorded_and_an_alarm_unless_complete(make: Any, en
 
 def test_stopped_execution_waits_for_the_end_of_its_abort(make: Any) -> None:
     stopped = make.execution(State.RUNNING, abort=AbortStatus(procedure_id=9), ttl_seconds_after_finished=0, **STOPPED)
-    assert _decide(make, stopped, AbortView(serving=9), Presence.GONE).actions == ()
+    assert _decide(make, stopped, AbortView(serving=Serving(9)), Presence.GONE).actions == ()
 
 
 # ---- held READY ------------------------------------------------------------------------------------------------------------
@@ -306,3 +327,167 @@ def test_abort_script_is_held_or_runs_for_somebody(abort_of: str | None, desired
     assert (spec.purpose, spec.subarray, spec.desired_state, spec.abort_of) == (Purpose.ABORT, 3, desired, abort_of)
     assert spec.args.init is not None
     assert spec.args.init.kwargs == {"subarray_id": 3}
+
+
+# ---- an abort that does not begin ------------------------------------------------------------------------------------------
+
+
+def _look(
+    execution: ScriptExecution, view: AbortView, now: Any, presence: Presence = Presence.GONE, **runner: Any
+) -> tuple[ScriptExecution, Plan]:
+    """Decide, check that deciding again changes nothing, and return the execution as it is then."""
+    snapshot = Snapshot(
+        execution, RunnerObservation(presence, **runner), build_lock_table([execution]), now, aborts=view
+    )
+    plan = decide(snapshot)
+    after = execution.model_copy(update={"status": plan.status})
+    return after, plan
+
+
+def _stopped(make: Any, **fields: Any) -> ScriptExecution:
+    """Build an execution that was stopped with abort in this moment."""
+    stopped: ScriptExecution = make.execution(
+        State.RUNNING, grant=make.grant(), message="stopped", age_seconds=0, **STOPPED, **fields
+    )
+    return stopped
+
+
+@pytest.mark.parametrize(
+    ("view", "fields"),
+    [
+        (AbortView(serving=Serving(9, words="CREATING (PodRejected: quota)")), {"abort": AbortStatus(procedure_id=9)}),
+        (AbortView(), {}),
+    ],
+    ids=["created", "not created"],
+)
+def test_abort_that_has_not_begun_in_time_is_an_alarm_until_it_begins(
+    make: Any, view: AbortView, fields: dict[str, Any]
+) -> None:
+    stopped = _stopped(make, **fields)
+    waiting, plan = _look(stopped, view, make.now)
+    assert find_alarm(waiting) is None
+    assert plan.requeue_after_seconds == ABORT_BEGIN_SECONDS
+    late = make.now + timedelta(seconds=ABORT_BEGIN_SECONDS)
+    alarmed, plan = _look(waiting, view, late)
+    alarm = find_alarm(alarmed)
+    assert alarm is not None
+    assert (alarm.topic, alarm.reason) == (Topic.ABORT_FAILED, Reason.ABORT_NOT_BEGUN)
+    assert "has not begun within 10 s" in alarm.message
+    assert view.serving is None or "CREATING (PodRejected: quota)" in alarm.message
+    assert alarmed.status.message == f"stopped; {alarm.message}"
+    assert _look(alarmed, view, late)[1].status is alarmed.status
+    begun = AbortView(serving=Serving(9, has_begun=True))
+    calm, _ = _look(alarmed, begun, late)
+    assert find_alarm(calm) is None
+    assert calm.status.message == "stopped"
+    assert is_outcome_open(calm)
+
+
+@pytest.mark.parametrize("end", [State.COMPLETE, State.FAILED])
+def test_alarm_of_an_abort_that_did_not_begin_ends_with_its_end(make: Any, end: State) -> None:
+    late = make.now + timedelta(seconds=ABORT_BEGIN_SECONDS)
+    alarmed, _ = _look(_stopped(make, abort=AbortStatus(procedure_id=9)), AbortView(serving=Serving(9)), late)
+    ended, _ = _look(alarmed, AbortView(serving=Serving(9), end=AbortEnd(end, "")), late)
+    assert not is_outcome_open(ended)
+    condition = find_condition(ended.status, ConditionType.ABORTED)
+    assert condition is not None
+    assert condition.reason == (Reason.COMPLETED if end is State.COMPLETE else Reason.ABORT_FAILED)
+    assert "has not begun" not in (ended.status.message or "")
+
+
+def test_alarm_without_other_words_leaves_none_when_it_ends(make: Any) -> None:
+    late = make.now + timedelta(seconds=ABORT_BEGIN_SECONDS)
+    stopped = _stopped(make, abort=AbortStatus(procedure_id=9))
+    bare = stopped.model_copy(update={"status": stopped.status.model_copy(update={"message": None})})
+    alarmed, _ = _look(bare, AbortView(serving=Serving(9)), late)
+    assert alarmed.status.message
+    calm, _ = _look(alarmed, AbortView(serving=Serving(9, has_begun=True)), late)
+    assert calm.status.message is None
+
+
+# ---- one that was held and does not hear -----------------------------------------------------------------------------------
+
+
+def _handed(make: Any, stopped: ScriptExecution, reached: State = State.READY, **fields: Any) -> ScriptExecution:
+    grant = make.grant().model_copy(update={"standing": False, "abort_of": stopped.uid})
+    return _armed(make, reached, grant=grant, **fields)
+
+
+def _view(execution: ScriptExecution, **others: Any) -> AbortView:
+    return build_abort_view(execution, [], is_prearmed=True, **others)
+
+
+def test_held_abort_script_that_does_not_begin_is_given_up_and_another_one_takes_its_place(make: Any) -> None:
+    handed_at, late = make.now, make.now + timedelta(seconds=HANDOVER_SECONDS)
+    stopped = _stopped(make, abort=AbortStatus(procedure_id=5))
+    armed = _handed(make, stopped)
+    # In time the stopped execution waits, and the other one is left to begin.
+    same, plan = _look(stopped, _view(stopped, serving=armed), handed_at)
+    assert (same.status.abort, plan.requeue_after_seconds) == (AbortStatus(procedure_id=5), HANDOVER_SECONDS)
+    assert _look(armed, _view(armed, target=stopped), late, Presence.ALIVE)[1].actions == ()
+    # Too late: it is taken back, and holds the subarray for whoever comes next.
+    taken_back, _ = _look(stopped, _view(stopped, serving=armed), late)
+    assert taken_back.status.abort is None
+    assert is_holding(taken_back)
+    # Nothing else begins while it may.
+    assert _look(taken_back, _view(taken_back, serving=armed), late)[1].actions == ()
+    ending, plan = _look(armed, _view(armed, target=taken_back), late, Presence.ALIVE)
+    assert any(isinstance(action, DeletePod) for action in plan.actions)
+    assert is_given_up(ending)
+    assert _look(taken_back, _view(taken_back, serving=ending), late)[1].actions == ()
+    # What does not end is ended by force.
+    later = late + timedelta(seconds=GIVE_UP_GRACE_SECONDS + BACKSTOP_SECONDS)
+    plan = _look(ending, _view(ending, target=taken_back), later, Presence.ALIVE)[1]
+    assert DeletePod(0.0) in plan.actions
+    ended, _ = _look(ending, _view(ending, target=taken_back), late, Presence.GONE)
+    assert (ended.status.state, ended.status.reason) == (State.FAILED, Reason.ABORT_NOT_BEGUN)
+    assert CreateAbort(1, inherit=True) in _look(taken_back, _view(taken_back, serving=ended), late)[1].actions
+
+
+def test_held_abort_script_that_begins_late_is_counted_on_again(make: Any) -> None:
+    late = make.now + timedelta(seconds=HANDOVER_SECONDS)
+    stopped = _stopped(make)
+    begun = _handed(make, stopped, State.RUNNING)
+    assert _look(stopped, _view(stopped, serving=begun), late)[0].status.abort == AbortStatus(procedure_id=5)
+    assert _look(begun, _view(begun, target=stopped), late, Presence.ALIVE)[1].actions == ()
+
+
+def test_held_abort_script_that_was_complete_before_it_was_ended_has_aborted(make: Any) -> None:
+    late = make.now + timedelta(seconds=HANDOVER_SECONDS)
+    stopped = _stopped(make)
+    view = AbortView(serving=Serving(5, is_given_up=True), end=AbortEnd(State.COMPLETE, ""))
+    assert _look(stopped, view, late)[0].status.abort == AbortStatus(procedure_id=5)
+
+
+def test_execution_with_a_given_up_abort_is_served_by_the_other_one(make: Any) -> None:
+    stopped = _stopped(make)
+    ending, _ = _look(
+        _handed(make, stopped),
+        _view(_handed(make, stopped), target=stopped),
+        make.now + timedelta(seconds=HANDOVER_SECONDS),
+        Presence.ALIVE,
+    )
+    fresh = make.execution(
+        State.READY, 6, purpose=Purpose.ABORT, abort_of=stopped.uid, subarray=1, desired_state=DesiredState.RUNNING
+    )
+    assert find_serving([ending, fresh], stopped.uid) is fresh
+    assert find_serving([ending], stopped.uid) is ending
+    assert find_serving([], stopped.uid) is None
+    assert not was_armed(fresh)
+    assert _view(stopped, serving=fresh).serving == Serving(6, words="READY")
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_shipped", "has_tango", "works"),
+    [
+        ({}, True, False, False),
+        ({}, True, True, True),
+        ({}, False, False, True),
+        ({"abort_script": f"{GIT}#y.py"}, True, False, True),
+    ],
+)
+def test_abort_script_that_needs_tango_is_not_held_without(
+    fields: dict[str, Any], is_shipped: bool, has_tango: bool, works: bool
+) -> None:
+    problem = find_arming_problem(EngineSettings(**fields), is_shipped=is_shipped, has_tango=has_tango)
+    assert (not problem) is works

@@ -718,3 +718,43 @@ def test_end_that_is_certain_is_not_final_before_its_reason_may_have_come(make: 
     assert (plan.status.state, plan.actions) == (State.RUNNING, ())
     status = make.decide(execution, Presence.GONE, reason=Reason.EVICTED, message="the node's words").status
     assert (status.state, status.reason, status.message) == (State.FAILED, Reason.EVICTED, "the node's words")
+
+
+# ---- a runner that was refused -------------------------------------------------------------------------------------------
+
+REFUSED = {"presence": Presence.REFUSED, "reason": Reason.POD_REJECTED, "message": "exceeded quota"}
+
+
+def test_refused_runner_is_tried_again_and_told(make: Any) -> None:
+    execution = make.execution(pod_name="p", desired_state=DesiredState.RUNNING, subarray=1)
+    plan = make.decide(execution, **REFUSED)
+    assert plan.actions == (CreatePod(),)
+    assert (plan.status.state, plan.status.reason) == (State.CREATING, Reason.POD_REJECTED)
+    assert plan.status.message == "exceeded quota"
+
+
+def test_stop_of_an_execution_whose_runner_was_refused_is_certain_at_once(make: Any) -> None:
+    plan = make.decide(make.execution(pod_name="p", desired_state=DesiredState.STOPPED), **REFUSED)
+    assert (plan.status.state, plan.status.reason, plan.actions) == (State.STOPPED, Reason.STOP_REQUESTED, ())
+
+
+@pytest.mark.parametrize(
+    ("field", "reason"),
+    [("ready_timeout_seconds", Reason.READY_TIMEOUT), ("active_deadline_seconds", Reason.DEADLINE_EXCEEDED)],
+)
+def test_deadline_of_an_execution_whose_runner_was_refused_names_the_refusal(
+    make: Any, field: str, reason: Reason
+) -> None:
+    execution = make.execution(pod_name="p", desired_state=DesiredState.RUNNING, **{field: 5})
+    plan = make.decide(execution, **REFUSED)
+    assert (plan.status.state, plan.status.reason, plan.actions) == (State.FAILED, reason, ())
+    assert "exceeded quota" in (plan.status.message or "")
+
+
+def test_start_that_a_pod_of_an_unknown_subarray_keeps_off_is_told_why(make: Any) -> None:
+    execution = make.execution(State.READY, desired_state=DesiredState.RUNNING, subarray=1)
+    locks = build_lock_table([execution], [Leftover("gone", 5, 1, is_guess=True)])
+    plan = decide(Snapshot(execution, RunnerObservation(Presence.ALIVE), locks, make.now))
+    assert "PID #5 was deleted, and its Pod may still run, on which subarray is not known" in (
+        plan.status.message or ""
+    )

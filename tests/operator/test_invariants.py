@@ -94,8 +94,8 @@ class World(RuleBasedStateMachine):
         self.has_operator = True
         self.safe: dict[int, str] = {}
         """Uids of those that the REST server stopped with abort while they held their subarray."""
-        self.served: set[str] = set()
-        """Uids of those whose abort has begun."""
+        self.served: dict[str, Runner] = {}
+        """Who aborts last, by the uid of the stopped one."""
 
     # ---- users -------------------------------------------------------------------------------------------------------
 
@@ -220,8 +220,9 @@ class World(RuleBasedStateMachine):
         runner.states.append(State.RUNNING)
         grant, target = execution.status.grant, find_target(execution)
         if target is not None:
-            assert target not in self.served, "the abort script runs twice"
-            self.served.add(target)
+            before = self.served.get(target)
+            assert before is None or not before.lives, "the abort script runs twice at once"
+            self.served[target] = runner
         for number, uid in self.safe.items():
             owed = self.stored.get(number)
             is_over = number in self.runners and not self.runners[number].lives
@@ -320,7 +321,8 @@ class World(RuleBasedStateMachine):
     def _build_snapshot(self, execution: ScriptExecution, runner: RunnerObservation) -> Snapshot:
         every = list(self.stored.values())
         serving = find_serving(every, execution.uid)
-        aborts = build_abort_view(execution, every, is_prearmed=True, serving=serving)
+        target = next((one for one in every if one.uid == find_target(execution)), None)
+        aborts = build_abort_view(execution, every, is_prearmed=True, serving=serving, target=target)
         return Snapshot(execution, runner, build_lock_table(every), self.now, aborts)
 
     @rule(number=executions)

@@ -9,6 +9,7 @@ import pytest
 
 from oet_crds.execution import (
     AbortStatus,
+    Condition,
     Grant,
     HistoryEntry,
     InlineScript,
@@ -100,6 +101,19 @@ def test_pod_without_its_execution_holds_what_it_may_use(labels: dict[str, str],
     assert tuple(subarray for subarray in (1, 2) if cache.build_locks(subarray).find_holder(subarray, "u2")) == held
     cache.put_execution(_wire())
     assert not cache.leftovers
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"), [({SUBARRAY_LABEL: "1"}, "on subarray 1"), ({}, "is not known: subarray 1")]
+)
+def test_holder_without_its_execution_is_told_as_what_it_is(labels: dict[str, str], words: str) -> None:
+    cache = Cache()
+    cache.put_pod(_pod(**labels))
+    holder = cache.build_locks(1).find_holder(1, "u2")
+    assert holder is not None
+    assert words in holder.describe(1)
+    assert "PID #1 was deleted, and its Pod may still run" in holder.describe(1)
+    assert "RUNNING" not in holder.describe(1)
 
 
 @pytest.mark.parametrize("is_gone", [True, False])
@@ -281,3 +295,47 @@ def test_execution_that_was_set_aside_is_news_when_it_is_changed() -> None:
     assert (cache.executions, cache.list_uids(), cache.list_sharing()) == ({}, {"u1"}, [])
     assert cache.put_execution(_wire(version=4)) is None
     assert cache.put_execution(_wire(version=5)) == "u1"
+
+
+def test_abort_that_was_given_up_serves_until_another_one_takes_its_place() -> None:
+    cache = Cache()
+    given_up = [Condition(type="Stopping", status="True", reason=Reason.ABORT_NOT_BEGUN, last_transition_time=NOW)]
+    deaf = Grant(time=NOW, subarray=1, standing=False, abort_of="u1")
+    cache.put_execution(_wire("u2", 1, grant=deaf))
+    cache.put_execution(_wire("u2", 2, grant=deaf, conditions=given_up))
+    assert cache.serving["u1"].metadata.resource_version == "2"
+    cache.put_execution(_wire("u3", 3, grant=deaf))
+    cache.put_execution(_wire("u2", 4, grant=deaf, conditions=given_up))
+    assert cache.serving["u1"].uid == "u3"
+
+
+# ---- refusals ------------------------------------------------------------------------------------------------------------
+
+
+def test_refused_pod_is_forgotten_when_it_comes_or_its_execution_goes() -> None:
+    cache = Cache()
+    for uid in ("u1", "u2", "u3"):
+        cache.put_execution(_wire(uid))
+        cache.put_refusal(uid, "quota", 100.0)
+    cache.put_pod(_pod("u1"))
+    cache.drop_execution("u2")
+    assert cache.refused == {"u3"}
+    cache.put_refusal("u1", "quota", 100.0)
+    assert cache.has_pod("u1"), "the answer to an earlier request was lost, and it is there"
+    cache.settle("u3")
+    assert cache.refused == set()
+    cache.put_refusal("u9", "quota", 100.0)
+    assert cache.refused == set()
+
+
+def test_refusals_are_counted_and_the_oldest_are_tried_sooner() -> None:
+    cache = Cache()
+    for uid in ("u3", "u1", "u2"):
+        cache.put_execution(_wire(uid))
+        cache.put_refusal(uid, "quota", 100.0)
+        cache.put_refusal(uid, "quota", 200.0)
+    assert cache.get_sighting("u1").refusals == 2
+    assert cache.hasten_refused(2, 50.0) == ["u1", "u2"]
+    assert [cache.get_sighting(uid).retry_at for uid in ("u1", "u2", "u3")] == [50.0, 50.0, 200.0]
+    cache.put_refusal("u1", "podTemplate is wrong", None)
+    assert cache.get_sighting("u1").is_refusal_final

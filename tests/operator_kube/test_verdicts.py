@@ -339,7 +339,7 @@ def test_pod_that_vanished_is_known_to_be_gone_only_if_its_node_said_so(
         pytest.param(_execution(claimed=False), Sighting(), Presence.NONE, id="crash_before_the_pod"),
         pytest.param(_execution(claimed=False, stop=True), Sighting(), Presence.GONE, id="stopped_before_the_pod"),
         pytest.param(_execution(claimed=True), Sighting(), Presence.LOST, id="vanished_unseen"),
-        pytest.param(_execution(claimed=False), Sighting(refusal="quota"), Presence.PENDING, id="refused_for_now"),
+        pytest.param(_execution(claimed=False), Sighting(refusal="quota"), Presence.REFUSED, id="refused_for_now"),
         pytest.param(
             _execution(claimed=False), Sighting(refusal="422", is_refusal_final=True), Presence.STUCK, id="refused"
         ),

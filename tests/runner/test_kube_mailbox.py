@@ -18,11 +18,13 @@ from oet_support import find_marked
 
 from oet_crds.container_log import find_mark, parse_log_line
 from oet_crds.execution import RunnerStatus
+from oet_crds.mailbox import CUT_OFF_EXIT_CODE
 from oet_crds.names import CONFIG_MAP_FOLDER
 from oet_crds.topics import EntryKind
 from oet_runner.kube_client import ApiServer, observe_api_server
+from oet_runner.kube_mailbox import DENIED_SECONDS, SILENCE_SECONDS, KubeMailbox
 from oet_runner.kube_report import Course, Execution, RunnerReport, build_script, decide_course, format_time
-from oet_runner.kube_threads import Inbox, Watcher, Word, compute_pause
+from oet_runner.kube_threads import Inbox, Watcher, Word, compute_pause, start_thread
 from oet_runner.landlock import is_available
 from oet_runner.spool import Spool
 
@@ -831,3 +833,72 @@ def test_watch_that_is_silent_for_too_long_is_begun_anew(api, tmp_path):
     api.create()
     listed = api.wait_for(lambda: [value for word, value in inbox.take() if word is Word.LISTED and value])
     assert listed[0][0]["metadata"]["name"] == "one"
+
+
+# ---- a runner that is not let near the API server any more
+
+
+def cut_off(grant=None, status=None, denied=DENIED_SECONDS, silent=DENIED_SECONDS):
+    """Return the mailbox of a runner after so many seconds of refusals and of silence."""
+    mailbox = KubeMailbox(
+        ApiServer("http://127.0.0.1:1", "/none", "test", "pod"), log_fd=os.open(os.devnull, os.O_WRONLY)
+    )
+    wire = {
+        "metadata": {"name": "one", "uid": "u", "resourceVersion": "1"},
+        "spec": {"script": {"inline": {"source": ""}}, "desiredState": "Ready"},
+        "status": {"state": "READY", "runner": {"claim": mailbox._name}, **({"grant": grant} if grant else {})},
+    }
+    mailbox._accept_list([wire], 0.0)
+    mailbox._accept_failure((denied, silent), 0.0)
+    return mailbox
+
+
+@pytest.mark.parametrize(
+    ("grant", "denied", "silent", "leaves"),
+    [
+        (None, DENIED_SECONDS, DENIED_SECONDS, True),
+        (None, DENIED_SECONDS - 1, DENIED_SECONDS, False),
+        # A user's script waits for an API server that is down, an abort script that is held makes room for another.
+        (None, 0.0, SILENCE_SECONDS, False),
+        ({"time": "2026-01-01T00:00:00Z", "standing": True}, 0.0, SILENCE_SECONDS, True),
+        ({"time": "2026-01-01T00:00:00Z", "standing": True}, 0.0, SILENCE_SECONDS - 1, False),
+        # Once main may have begun nothing but its end ends it.
+        ({"time": "2026-01-01T00:00:00Z"}, DENIED_SECONDS, SILENCE_SECONDS, False),
+    ],
+)
+def test_runner_without_a_way_to_the_api_server_leaves_before_main(grant, denied, silent, leaves):
+    mailbox = cut_off(grant, denied=denied, silent=silent)
+    assert (mailbox.desired.stop_deadline is not None) is leaves
+    if leaves:
+        assert mailbox.find_exit_code() == CUT_OFF_EXIT_CODE
+        mailbox.send(json.dumps({"kind": "exit", "n": 1, "t": 1.0, "outcome": "Stopped"}).encode())
+        assert not mailbox.has_unsent()
+
+
+def test_end_that_cannot_be_reported_is_not_waited_with_for_ever():
+    mailbox = cut_off({"time": "2026-01-01T00:00:00Z"})
+    mailbox.send(json.dumps({"kind": "exit", "n": 1, "t": 1.0, "outcome": "Complete"}).encode())
+    assert not mailbox.has_unsent()
+    assert mailbox.find_exit_code() == CUT_OFF_EXIT_CODE
+
+
+def test_token_that_is_refused_again_and_again_is_told_with_how_long(api, start, tmp_path):
+    api.token = "another"
+    (tmp_path / "token").write_text("first")
+    inbox = Inbox()
+    watcher = Watcher(ApiServer(f"http://127.0.0.1:{api.port}", str(tmp_path), "test", "pod"), inbox)
+    start_thread(watcher.run, "watcher")
+    seconds = []
+    api.wait_for(
+        lambda: seconds.extend(value for word, value in inbox.take() if word is Word.FAILED) or len(seconds) > 3
+    )
+    assert [denied for denied, _ in seconds] == sorted(denied for denied, _ in seconds)
+    assert seconds[-1][0] > 0.2
+    api.token = None
+    api.faults = lambda verb, path, body: 500
+    del seconds[:]
+    api.wait_for(
+        lambda: seconds.extend(value for word, value in inbox.take() if word is Word.FAILED) or len(seconds) > 1
+    )
+    assert seconds[-1][0] == 0.0
+    assert seconds[-1][1] > 0.2

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from datetime import datetime
 
-from oet_crds.aborts import build_abort_source, find_ready_abort, is_armed
+from oet_crds.aborts import build_abort_source, find_ready_abort, is_armed, is_given_up, was_armed
 from oet_crds.conditions import find_condition
 from oet_crds.execution import ExecutionArgs, FunctionArgs, ScriptExecution, ScriptExecutionSpec, WhenBusy
+from oet_crds.history import with_runner_transitions
+from oet_crds.reasons import Reason
 from oet_crds.settings import EngineSettings
 from oet_crds.specs import compute_subarray
 from oet_crds.states import ConditionType, DesiredState, Mode, Purpose, State
 from oet_crds.subarrays import SUBARRAY_KEY
 
 __all__ = [
+    "HANDOVER_SECONDS",
     "LINGER_SECONDS",
     "REARM_SECONDS",
     "AbortEnd",
     "AbortView",
+    "Serving",
     "build_abort_spec",
     "build_abort_view",
+    "find_arming_problem",
     "is_in_use",
     "is_outcome_open",
 ]
@@ -30,6 +36,11 @@ preparing it costs as much as a script."""
 
 REARM_SECONDS = 60.0
 """One that failed is kept so long, and no other prepared meanwhile: what failed now most often fails again at once."""
+
+
+HANDOVER_SECONDS = 3.0
+"""An abort script that is held begins within 0.1 s of being told to; on a busy machine within 1 s. One that has not after so long
+is taken for deaf: another one is started, which takes 2 s, before `ABORT_BEGIN_SECONDS` are over."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +57,43 @@ class AbortEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class Serving:
+    """The execution that aborts for another one.
+
+    Attributes:
+        procedure_id: Its number.
+        has_begun: Its `main` was seen to begin.
+        is_given_up: It was held and did not begin when it was told to: it is being ended, or has ended.
+        handed_at: When it was told to begin, having been held; None: it was started for this.
+        words: How it is, for people.
+    """
+
+    procedure_id: int
+    has_begun: bool = False
+    is_given_up: bool = False
+    handed_at: datetime | None = None
+    words: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class AbortView:
     """What matters to one execution of aborts.
 
     Attributes:
         is_prearmed: Abort scripts are to be held READY.
-        serving: Procedure id of the execution that aborts for this one; None: none does so far.
+        serving: The execution that aborts for this one; None: none does so far.
         end: How that ended; None: it has not.
+        unclaimed_since: Of an abort script that was held: when it was told to begin, while the stopped execution does not count
+            on it, or not any more; None: it does, or it was not told.
         armed: The execution that is held READY for its subarray; None: none is.
         has_resident: One is held for it, is being prepared, or has failed a short while ago.
         is_needed: Of an abort script that is held: a script uses its subarray, and no other is held for it.
     """
 
     is_prearmed: bool = False
-    serving: int | None = None
+    serving: Serving | None = None
     end: AbortEnd | None = None
+    unclaimed_since: datetime | None = None
     armed: ScriptExecution | None = None
     has_resident: bool = False
     is_needed: bool = False
@@ -88,6 +121,22 @@ def build_abort_spec(
     )
 
 
+def find_arming_problem(settings: EngineSettings, *, is_shipped: bool, has_tango: bool) -> str:
+    """Return why the deployment's abort script cannot work, so that none is held READY; empty: it may. Pure.
+
+    Args:
+        settings: Say which script.
+        is_shipped: Whether the folder of scripts holds those that ship with OET.
+        has_tango: Whether scripts are told of a Tango database, as far as can be seen from here.
+    """
+    if has_tango or settings.abort_script or not is_shipped:
+        return ""
+    return (
+        "prearm_abort has no effect: the abort script that ships with OET needs Tango, and TANGO_HOST is not set for scripts; "
+        "set it, or name another script in [engine] abort_script"
+    )
+
+
 def is_in_use(execution: ScriptExecution) -> bool:
     """Tell whether a script is prepared on a subarray or runs there, so that an abort may be asked for."""
     spec = execution.spec
@@ -101,7 +150,8 @@ def is_in_use(execution: ScriptExecution) -> bool:
 
 def is_outcome_open(execution: ScriptExecution) -> bool:
     """Tell whether an execution has an abort of which it is not recorded yet how it ended."""
-    return execution.status.abort is not None and find_condition(execution.status, ConditionType.ABORTED) is None
+    aborted = find_condition(execution.status, ConditionType.ABORTED)
+    return execution.status.abort is not None and (aborted is None or aborted.reason == Reason.ABORT_NOT_BEGUN)
 
 
 def build_abort_view(
@@ -110,6 +160,7 @@ def build_abort_view(
     *,
     is_prearmed: bool,
     serving: ScriptExecution | None = None,
+    target: ScriptExecution | None = None,
 ) -> AbortView:
     """Build what an execution has to do with aborts.
 
@@ -118,16 +169,17 @@ def build_abort_view(
         sharing: The executions that share its subarray, or all; those that are over may be missing, but for armed ones.
         is_prearmed: `[engine] prearm_abort`.
         serving: The execution that aborts for it; None: there is none.
+        target: The stopped execution that it aborts for; None: there is none.
     """
     end = None
     if serving is not None and serving.is_finished:
         end = AbortEnd(serving.status.state, serving.status.message or "")
     elif serving is None and execution.status.abort is not None:
         end = AbortEnd(None, "")
-    number = serving.procedure_id if serving else None
+    by = _build_serving(execution, serving) if serving and serving.procedure_id else None
     subarray = compute_subarray(execution.spec)
     if subarray is None:
-        return AbortView(is_prearmed, number, end)
+        return AbortView(is_prearmed, by, end)
     # As it is seen: it may have its number already, and be stored without.
     others = [one for one in sharing if one.uid != execution.uid and compute_subarray(one.spec) == subarray]
     here = [execution, *others]
@@ -136,12 +188,32 @@ def build_abort_view(
     first = min((one.procedure_id for one in residents if _may_serve(one) and one.procedure_id), default=None)
     return AbortView(
         is_prearmed,
-        number,
+        by,
         end,
+        None if target is None or target.status.abort else _find_handover(target, execution),
         find_ready_abort(here, subarray),
         bool(residents),
         is_used and first == execution.procedure_id,
     )
+
+
+def _build_serving(stopped: ScriptExecution, serving: ScriptExecution) -> Serving:
+    assert serving.procedure_id is not None
+    # As its runner reported it, which need not be copied yet.
+    status = with_runner_transitions(serving.status)
+    has_begun = any(entry.state is State.RUNNING for entry in status.history)
+    why = ": ".join(text for text in (status.reason, status.message) if text)
+    words = f"{status.state} ({why})" if why else str(status.state)
+    return Serving(serving.procedure_id, has_begun, is_given_up(serving), _find_handover(stopped, serving), words)
+
+
+def _find_handover(stopped: ScriptExecution, serving: ScriptExecution) -> datetime | None:
+    """Return when an abort script that was held was told to begin, None when it was not held."""
+    grant, history = serving.status.grant, stopped.status.history
+    if grant is None or not was_armed(serving) or not stopped.is_finished or not history:
+        return None
+    # The REST server may have told it to, which changes the spec and leaves no time behind: after the script's end.
+    return max(grant.time, history[-1].time)
 
 
 def _may_serve(execution: ScriptExecution) -> bool:

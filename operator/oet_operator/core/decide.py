@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from datetime import datetime, timedelta
 
-from oet_crds.aborts import is_armed
+from oet_crds.aborts import ABORT_BEGIN_SECONDS, is_armed
 from oet_crds.conditions import find_condition, with_condition
 from oet_crds.ends import (
     describe_deadline,
@@ -36,7 +36,14 @@ from oet_crds.names import RELEASE_ANNOTATION
 from oet_crds.reasons import Reason
 from oet_crds.specs import compute_subarray, describe_script, validate_subarray
 from oet_crds.states import ConditionType, DesiredState, Purpose, State
-from oet_operator.core.aborts import REARM_SECONDS, AbortEnd, is_in_use, is_outcome_open
+from oet_operator.core.aborts import (
+    HANDOVER_SECONDS,
+    REARM_SECONDS,
+    AbortEnd,
+    Serving,
+    is_in_use,
+    is_outcome_open,
+)
 from oet_operator.core.actions import (
     Action,
     ArmAbort,
@@ -66,7 +73,10 @@ MAX_SKEW_SECONDS = 60.0
 """An end that is reported for a later time than this from now was not reported by a runner of ours: clocks of a cluster differ by
 less than a second where NTP runs."""
 
-_HARMLESS_ENDS = (Reason.NOT_NEEDED, Reason.ENGINE_LOST, Reason.ENGINE_SHUTDOWN)
+GIVE_UP_GRACE_SECONDS = 1.0
+"""An abort script that does not begin when it is told to has nothing to tidy up, and another one waits for its end."""
+
+_HARMLESS_ENDS = (Reason.NOT_NEEDED, Reason.ENGINE_LOST, Reason.ENGINE_SHUTDOWN, Reason.RUNNER_CUT_OFF)
 """Ends of an abort script that was held, after which another one can be prepared at once."""
 
 _REMOVABLE = (Presence.PENDING, Presence.STUCK, Presence.STARTING, Presence.ALIVE)
@@ -111,7 +121,7 @@ def _decide(snapshot: Snapshot) -> Plan:
     if execution.spec.desired_state is DesiredState.STOPPED:
         return _plan_stop(snapshot, status, Reason.STOP_REQUESTED)
     # What OET began to stop for a deadline it stops for that one, whatever passes next.
-    if reason := find_deadline(status) or passed:
+    if reason := find_deadline(status) or passed or _find_deafness(snapshot, status):
         return _plan_stop(snapshot, status, reason)
     return _plan_progress(snapshot, status)
 
@@ -139,7 +149,7 @@ def _plan_finished(snapshot: Snapshot, status: ScriptExecutionStatus) -> Plan:
         return _plan_abort(snapshot, execution, actions)
     if is_outcome_open(execution):
         if snapshot.aborts.end is None:
-            return Plan(status, actions)
+            return _plan_wait_for_abort(snapshot, execution, actions)
         status = _with_outcome(execution, snapshot.aborts.end, snapshot.now)
     ttl = _compute_ttl(execution)
     if ttl is None or not status.history or is_holding_unknown(execution):
@@ -156,17 +166,79 @@ def _plan_abort(snapshot: Snapshot, execution: ScriptExecution, actions: tuple[A
     if subarray is None:
         text = "the abort was not run: no subarray is known to abort"
         return Plan(_with_alarm(status, Reason.NOTHING_TO_ABORT, text, snapshot.now), actions)
-    if view.serving is not None:
-        return Plan(status.model_copy(update={"abort": AbortStatus(procedure_id=view.serving)}), actions)
+    status, left = _with_late_abort(snapshot, execution)
+    serving, end = view.serving, view.end
+    if serving is not None and (not _is_lost(serving, snapshot.now) or (end and end.state is State.COMPLETE)):
+        abort = AbortStatus(procedure_id=serving.procedure_id)
+        return Plan(status.model_copy(update={"abort": abort}), actions, left)
+    if serving is not None and end is None:
+        return Plan(status, actions, left)  # Another one may begin once this one cannot any more.
     inherit = snapshot.locks.find_holder(subarray, execution.uid, for_abort=True) is None
     if inherit and view.armed is not None:
-        return Plan(status, (*actions, UseArmed(view.armed, subarray)))
-    return Plan(status, (*actions, CreateAbort(subarray, inherit)))
+        return Plan(status, (*actions, UseArmed(view.armed, subarray)), left)
+    return Plan(status, (*actions, CreateAbort(subarray, inherit)), left)
+
+
+def _plan_wait_for_abort(snapshot: Snapshot, execution: ScriptExecution, actions: tuple[Action, ...]) -> Plan:
+    """Wait for an abort, for one that was held no longer than it may take to begin; tell when it does not begin."""
+    serving = snapshot.aborts.serving
+    if serving is not None and _is_lost(serving, snapshot.now):
+        # Holds the subarray itself from here on, as before.
+        return Plan(execution.status.model_copy(update={"abort": None}), actions, 0.0)
+    status, left = _with_late_abort(snapshot, execution)
+    if serving is not None and serving.handed_at is not None and not serving.has_begun:
+        until = serving.handed_at + timedelta(seconds=HANDOVER_SECONDS)
+        left = min(left or HANDOVER_SECONDS, (until - snapshot.now).total_seconds())
+    return Plan(status, actions, left)
+
+
+def _is_lost(serving: Serving, now: datetime) -> bool:
+    """Tell whether an abort script that was held does not hear that it is to begin."""
+    if serving.is_given_up:
+        return True
+    return not serving.has_begun and _is_past(serving.handed_at, HANDOVER_SECONDS, now)
+
+
+def _is_past(since: datetime | None, seconds: float, now: datetime) -> bool:
+    return since is not None and since + timedelta(seconds=seconds) <= now
+
+
+def _find_deafness(snapshot: Snapshot, status: ScriptExecutionStatus) -> Reason | None:
+    """Return why an abort script that was held is ended: it has not begun, and the stopped execution does not count on it."""
+    has_begun = any(entry.state is State.RUNNING for entry in status.history)
+    is_deaf = not has_begun and _is_past(snapshot.aborts.unclaimed_since, HANDOVER_SECONDS, snapshot.now)
+    return Reason.ABORT_NOT_BEGUN if is_deaf else None
+
+
+def _with_late_abort(snapshot: Snapshot, execution: ScriptExecution) -> tuple[ScriptExecutionStatus, float | None]:
+    """Raise the alarm while an abort does not begin, and end it when it has; also return in how many seconds that is due."""
+    status, serving = execution.status, snapshot.aborts.serving
+    if serving is not None and serving.has_begun and not serving.is_given_up:
+        return _without_alarm(status), None
+    if not status.history or find_condition(status, ConditionType.ABORTED) is not None:
+        return status, None
+    left = (status.history[-1].time + timedelta(seconds=ABORT_BEGIN_SECONDS) - snapshot.now).total_seconds()
+    if left > 0:
+        return status, left
+    which = f"the abort script (procedure {serving.procedure_id})" if serving else "the abort script"
+    how = serving.words if serving else "its execution could not be created yet"
+    text = f"{which} has not begun within {ABORT_BEGIN_SECONDS:g} s, and is waited for: {how}"
+    return _with_alarm(status, Reason.ABORT_NOT_BEGUN, text, snapshot.now), None
+
+
+def _without_alarm(status: ScriptExecutionStatus) -> ScriptExecutionStatus:
+    """Return the status without the alarm of an abort that has not begun; the same object when there is none."""
+    alarm = find_condition(status, ConditionType.ABORTED)
+    if alarm is None or alarm.reason != Reason.ABORT_NOT_BEGUN:
+        return status
+    message = (status.message or "").removesuffix(alarm.message).removesuffix("; ")
+    others = [condition for condition in status.conditions if condition is not alarm]
+    return status.model_copy(update={"conditions": others, "message": message or None})
 
 
 def _with_outcome(execution: ScriptExecution, end: AbortEnd, now: datetime) -> ScriptExecutionStatus:
     """Record how the abort ended: an alarm unless it is COMPLETE."""
-    status = execution.status
+    status = _without_alarm(execution.status)
     assert status.abort is not None
     if end.state is State.COMPLETE:
         return with_condition(status, ConditionType.ABORTED, True, Reason.COMPLETED, now)
@@ -246,7 +318,8 @@ def _with_end(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecut
     if runner.presence is Presence.LOST:
         message = runner.message or "the runner cannot be reached; what the script does is not known"
         return with_final(status, State.UNKNOWN, runner.reason or Reason.NODE_LOST, message, snapshot.now)
-    if is_gone or (runner.presence is Presence.NONE and wants_stop and not status.pod_name):
+    # From a final state on no runner that comes late begins anything.
+    if is_gone or (wants_stop and _has_no_runner(snapshot, status)):
         if wants_stop:
             return with_final(status, State.STOPPED, Reason.STOP_REQUESTED, "stopped on request", snapshot.now)
         if stopping := find_deadline(status):
@@ -279,6 +352,12 @@ def _plan_leaving(snapshot: Snapshot, status: ScriptExecutionStatus, end: Runner
     return Plan(status, (DeletePod(0.0),), BACKSTOP_SECONDS)
 
 
+def _has_no_runner(snapshot: Snapshot, status: ScriptExecutionStatus) -> bool:
+    """Tell whether no runner was ever made, as far as is known."""
+    presence = snapshot.runner.presence
+    return presence is Presence.REFUSED or (presence is Presence.NONE and not status.pod_name)
+
+
 def _with_summary(status: ScriptExecutionStatus, execution: ScriptExecution) -> ScriptExecutionStatus:
     """Say which spec the status speaks of, and what of it a list shows."""
     if status.observed_generation == execution.metadata.generation:
@@ -295,7 +374,9 @@ def _plan_stop(snapshot: Snapshot, status: ScriptExecutionStatus, reason: Reason
     """Stop the script: the runner sees a user's stop by itself; a deadline's it must be told."""
     grace = snapshot.execution.spec.stop.grace_period_seconds
     by_user = reason is Reason.STOP_REQUESTED
-    if not by_user and snapshot.runner.presence is Presence.NONE and not status.pod_name:
+    if not by_user and _has_no_runner(snapshot, status):
+        if snapshot.runner.message:
+            status = status.model_copy(update={"message": snapshot.runner.message})
         message = describe_deadline(reason, status)
         return Plan(with_final(status, find_deadline_state(reason), reason, message, snapshot.now))
     # What it waits for now is not known any more once its Pod is deleted.
@@ -304,6 +385,8 @@ def _plan_stop(snapshot: Snapshot, status: ScriptExecutionStatus, reason: Reason
     status = with_condition(status, ConditionType.STOPPING, True, reason, snapshot.now, waits_for)
     condition = find_condition(status, ConditionType.STOPPING)
     assert condition is not None
+    if reason is Reason.ABORT_NOT_BEGUN:
+        grace = GIVE_UP_GRACE_SECONDS
     force_at = condition.last_transition_time + timedelta(seconds=grace + BACKSTOP_SECONDS)
     left = (force_at - snapshot.now).total_seconds()
     actions: tuple[Action, ...] = () if by_user else (StopRunner(grace, reason),)
@@ -312,6 +395,8 @@ def _plan_stop(snapshot: Snapshot, status: ScriptExecutionStatus, reason: Reason
         return Plan(status, (CreatePod(), *actions), max(left, BACKSTOP_SECONDS))
     if snapshot.runner.presence is Presence.PENDING:
         return Plan(status, (*actions, DeletePod(grace)), max(left, BACKSTOP_SECONDS))
+    if reason is Reason.ABORT_NOT_BEGUN and left > 0:
+        return Plan(status, (*actions, DeletePod(grace)), left)  # It may not hear that either.
     if left <= 0:
         return Plan(status, (*actions, DeletePod(0.0)), BACKSTOP_SECONDS)
     return Plan(status, actions, left)
@@ -324,7 +409,7 @@ def _plan_progress(snapshot: Snapshot, status: ScriptExecutionStatus) -> Plan:
     """Give the execution its runner, and its grant when the subarray is free."""
     execution = snapshot.execution
     actions: tuple[Action, ...] = ()
-    if snapshot.runner.presence is Presence.NONE:
+    if snapshot.runner.presence in (Presence.NONE, Presence.REFUSED):
         if status.pod_name is None:
             if problem := validate_subarray(execution.spec):
                 return Plan(with_final(status, State.FAILED, Reason.INVALID_SPEC, problem, snapshot.now))

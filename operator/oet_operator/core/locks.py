@@ -33,11 +33,13 @@ class Leftover:
         uid: The execution's.
         procedure_id: The execution's; 0 when it is not known.
         subarray: What it holds.
+        is_guess: It is not known which subarrays it may use, so it holds every one.
     """
 
     uid: str
     procedure_id: int
     subarray: int
+    is_guess: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +49,21 @@ class Holder:
     Attributes:
         procedure_id: The execution's; 0 when it is not known.
         state: The execution's; None: it was deleted, and its runner may still run.
+        is_guess: It is not known which subarrays that may use.
     """
 
     procedure_id: int
     state: State | None
+    is_guess: bool = False
 
     def describe(self, subarray: int) -> str:
         """Say why a subarray cannot be had, and what to do where nothing happens by itself."""
         who = f"PID #{self.procedure_id}" if self.procedure_id else "a procedure"
+        if self.is_guess:
+            return (
+                f"{who} was deleted, and its Pod may still run, on which subarray is not known: "
+                f"subarray {subarray} is kept until that is gone"
+            )
         if self.state is None:
             return f"{who} was deleted, and its Pod may still run on subarray {subarray}"
         if self.state is State.UNKNOWN:
@@ -155,7 +164,7 @@ def build_lock_table(executions: Iterable[ScriptExecution], leftovers: Iterable[
     """
     holders: dict[int, dict[str, Holder]] = {}
     for leftover in leftovers:
-        holders.setdefault(leftover.subarray, {})[leftover.uid] = Holder(leftover.procedure_id, None)
+        holders.setdefault(leftover.subarray, {})[leftover.uid] = Holder(leftover.procedure_id, None, leftover.is_guess)
     waiting: dict[int, list[tuple[int, str]]] = {}
     for execution in executions:
         grant = execution.status.grant

@@ -19,6 +19,9 @@ class Presence(Enum):
 
     NONE = "none"
     """Never created, or not seen yet."""
+    REFUSED = "refused"
+    """Its creation was refused, for now: none is there, and it is tried again. Should one come all the same, it begins nothing
+    that its execution's status does not allow then."""
     PENDING = "pending"
     """Created; nothing of the script ever ran in it, and nothing will unless this execution's status allows it then."""
     STUCK = "stuck"

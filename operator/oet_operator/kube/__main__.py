@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import logging
 import os
@@ -34,6 +35,11 @@ _log = logging.getLogger("oet_operator")
 WORKERS = 64
 """Executions that are worked on at once: each waits for the API server most of the time, which may need half a second under load.
 With 32 of them events waited for a worker then, at 20 executions a second (`make bench-cluster ARGS=load` measures both)."""
+
+
+SOON_SECONDS = (1.0, 3.0)
+"""Pauses before the first comparisons with the API server: nobody tells of what was deleted after this operator's first list and
+before its watches were open, some 0.2 s later."""
 
 
 def read_credentials() -> kopf.ConnectionInfo:
@@ -75,10 +81,10 @@ class _Observer:
 
 
 async def _keep_in_step(client: KubeClient, paths: Paths, vitals: Vitals, seconds: float) -> None:
-    while True:
-        await asyncio.sleep(seconds)
+    for number, pause in enumerate(itertools.chain(SOON_SECONDS, itertools.repeat(seconds))):
+        await asyncio.sleep(min(pause, seconds))
         try:
-            await resync(client, paths, vitals)
+            await resync(client, paths, vitals, is_round=number >= len(SOON_SECONDS))
         except ApiError as error:
             _log.warning("cannot compare with the API server: %s", error)
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 
-from oet_crds.aborts import find_target, is_armed
+from oet_crds.aborts import find_target, is_armed, is_given_up
 from oet_crds.execution import ScriptExecution, parse_execution
 from oet_crds.names import NO_SUBARRAY
 from oet_crds.reasons import Reason
@@ -72,6 +72,7 @@ class Cache:
         settled: All others.
         leftovers: Pods that may still run although their execution is gone, by its uid.
         serving: Executions that abort for a stopped one, by the uid of that one; over or not.
+        refused: Executions whose Pod was refused and is tried again.
         highest_id: The highest procedure id that was ever seen.
     """
 
@@ -80,6 +81,7 @@ class Cache:
         self.settled: dict[str, Settled] = {}
         self.leftovers: dict[str, Hold] = {}
         self.serving: dict[str, ScriptExecution] = {}
+        self.refused: set[str] = set()
         self.highest_id = 0
         self._sightings: dict[str, Sighting] = {}
         self._refused: dict[str, int] = {}
@@ -151,7 +153,9 @@ class Cache:
         self.settled.pop(uid, None)
         self.executions[uid] = execution
         if target := find_target(execution):
-            self.serving[target] = execution
+            known = self.serving.get(target)
+            if known is None or known.uid == uid or not is_given_up(execution):
+                self.serving[target] = execution
         if execution.is_finished and not is_holding(execution) and not is_armed(execution):
             return
         grant = execution.status.grant
@@ -170,7 +174,7 @@ class Cache:
             metadata, number = execution.metadata, execution.procedure_id or 0
             version = int(metadata.resource_version)
             self.settled[uid] = Settled(metadata.name, uid, version, number, execution.status.state)
-            self._sightings.pop(uid, None)
+            self._forget_pod(uid)
 
     def set_aside(self, uid: str) -> None:
         """Leave an execution alone until it is changed: nothing can be told of it, and nothing of it was begun."""
@@ -200,7 +204,11 @@ class Cache:
         """Forget an execution that is gone, and its Pod."""
         if uid not in self.executions and uid not in self.settled:
             self.leftovers.pop(uid, None)
-            self._sightings.pop(uid, None)
+            self._forget_pod(uid)
+
+    def _forget_pod(self, uid: str) -> None:
+        self._sightings.pop(uid, None)
+        self.refused.discard(uid)
 
     # ---- subarrays -----------------------------------------------------------------------------------------------
 
@@ -209,7 +217,7 @@ class Cache:
         if subarray is None:
             return LockTable()
         leftovers = (
-            Leftover(uid, hold.procedure_id, subarray)
+            Leftover(uid, hold.procedure_id, subarray, is_guess=hold.subarrays is None)
             for uid, hold in self.leftovers.items()
             if self.has_pod(uid) and (hold.subarrays is None or subarray in hold.subarrays)
         )
@@ -248,6 +256,7 @@ class Cache:
             if uid not in self.settled:
                 self.leftovers[uid] = _guess_hold(pod)
         self._sightings[uid] = Sighting(pod, is_gone)
+        self.refused.discard(uid)
         return uid
 
     def _note_rest(self, uid: str, pod: PodFacts, *, is_gone: bool) -> None:
@@ -268,6 +277,32 @@ class Cache:
         elif known := self._sightings.get(uid):
             self._sightings[uid] = replace(known, is_gone=True)
 
-    def put_refusal(self, uid: str, message: str, *, is_final: bool) -> None:
-        """Note that the API server refused an execution's Pod."""
-        self._sightings[uid] = Sighting(refusal=message, is_refusal_final=is_final)
+    def put_refusal(self, uid: str, message: str, retry_at: float | None) -> None:
+        """Note that the API server refused an execution's Pod, unless that is there: the answer to an earlier request was lost.
+
+        Args:
+            uid: The execution's.
+            message: Why.
+            retry_at: Not before then it is tried again, in monotonic seconds; None: never.
+        """
+        known = self.get_sighting(uid)
+        if known.pod is not None or uid not in self.executions:
+            return
+        is_final = retry_at is None
+        self._sightings[uid] = Sighting(
+            refusal=message, is_refusal_final=is_final, refusals=known.refusals + 1, retry_at=retry_at or 0.0
+        )
+        (self.refused.discard if is_final else self.refused.add)(uid)
+
+    def hasten_refused(self, limit: int, retry_at: float) -> list[str]:
+        """Have Pods that were refused tried again by a moment, those of the oldest executions; returns whose.
+
+        Args:
+            limit: Of how many.
+            retry_at: The moment, in monotonic seconds.
+        """
+        oldest = heapq.nsmallest(limit, self.refused, key=lambda uid: self.executions[uid].procedure_id or 0)
+        for uid in oldest:
+            known = self.get_sighting(uid)
+            self._sightings[uid] = replace(known, refusals=1, retry_at=min(known.retry_at, retry_at))
+        return oldest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from http import HTTPStatus
 
 __all__ = [
@@ -12,6 +13,8 @@ __all__ = [
     "ApiTooLargeError",
     "ApiUnavailableError",
     "build_error",
+    "is_hopeless",
+    "is_refusal",
 ]
 
 
@@ -62,6 +65,32 @@ _TYPES: dict[int, type[ApiError]] = {
 
 _TOO_LARGE_WORDS = ("request is too large", "trying to send message larger than max")
 """What etcd says, and the API server's own connection to it: both come as an internal error."""
+
+
+_WRONG = (HTTPStatus.BAD_REQUEST, HTTPStatus.REQUEST_ENTITY_TOO_LARGE, HTTPStatus.UNPROCESSABLE_ENTITY)
+
+_ADMISSION = re.compile(r"admission webhook|admission plugin|AdmissionPolicy|denied (the )?request")
+"""How Kubernetes tells that a rule of this cluster forbids an object, which is not wrong by itself: with any status."""
+
+_PASSING = (0, HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.GATEWAY_TIMEOUT)
+
+
+def is_hopeless(error: ApiError) -> bool:
+    """Tell whether an object that was to be created is wrong by itself, so that it will never be taken. Pure.
+
+    All else may change without it: a quota is freed, a policy or a webhook removed, an account created.
+    """
+    return error.status in _WRONG and not _ADMISSION.search(str(error))
+
+
+def is_refusal(error: ApiError) -> bool:
+    """Tell whether the API server spoke of the object that was to be created, rather than of itself. Pure.
+
+    A webhook that does not answer comes as a 500, and one that a policy forbids may come as a 401.
+    """
+    if error.status == HTTPStatus.UNAUTHORIZED:
+        return bool(_ADMISSION.search(str(error)))
+    return error.status not in _PASSING
 
 
 def build_error(status: int, answer: object) -> ApiError:

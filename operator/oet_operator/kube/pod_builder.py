@@ -27,6 +27,7 @@ from oet_crds.names import (
     REHEARSAL_VALUE,
     RUNNER_HOME,
     SCRIPT_CONTAINER,
+    SCRIPTS_FOLDER,
     SUBARRAY_LABEL,
     TIMELINE_AUDIENCE,
     TIMELINE_TOKEN_FILE,
@@ -39,7 +40,7 @@ from oet_crds.states import DesiredState, Mode
 from oet_operator.kube.paths import API_VERSION
 from oet_operator.kube.verdicts import compute_pod_grace
 
-__all__ = ["Templates", "build_git_environ", "build_pod", "merge"]
+__all__ = ["Templates", "build_git_environ", "build_pod", "has_own_scripts", "has_tango", "merge"]
 
 Wire = dict[str, Any]
 
@@ -152,6 +153,24 @@ def build_pod(
     }
     metadata = {**pod["metadata"], **notes}
     return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def has_tango(template: Mapping[str, Any]) -> bool:
+    """Tell whether a template names a Tango database for scripts, or may do so out of sight, in a ConfigMap. Pure."""
+    script = _find_script(template)
+    names = [one.get("name") for one in script.get("env") or []]
+    return "TANGO_HOST" in names or bool(script.get("envFrom"))
+
+
+def has_own_scripts(template: Mapping[str, Any]) -> bool:
+    """Tell whether a template mounts something over the scripts that ship with OET, or among them. Pure."""
+    paths = [str(one.get("mountPath")) for one in _find_script(template).get("volumeMounts") or []]
+    return any(path == SCRIPTS_FOLDER or path.startswith(f"{SCRIPTS_FOLDER}/") for path in paths)
+
+
+def _find_script(template: Mapping[str, Any]) -> Mapping[str, Any]:
+    containers = (template.get("spec") or {}).get("containers") or []
+    return next((one for one in containers if one.get("name") == SCRIPT_CONTAINER), {})
 
 
 def build_git_environ(settings: GitSettings) -> dict[str, str]:

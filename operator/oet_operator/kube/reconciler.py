@@ -32,6 +32,7 @@ from oet_operator.core.aborts import (
     AbortView,
     build_abort_spec,
     build_abort_view,
+    find_arming_problem,
     is_in_use,
     is_outcome_open,
 )
@@ -57,10 +58,12 @@ from oet_operator.kube.errors import (
     ApiMissingError,
     ApiRefusedError,
     ApiTooLargeError,
+    is_hopeless,
+    is_refusal,
 )
 from oet_operator.kube.ids import ProcedureIds
 from oet_operator.kube.paths import API_VERSION, Paths
-from oet_operator.kube.pod_builder import Templates, build_git_environ, build_pod, merge
+from oet_operator.kube.pod_builder import Templates, build_git_environ, build_pod, has_own_scripts, has_tango, merge
 from oet_operator.kube.pod_facts import PodFacts, parse_pod
 from oet_operator.kube.sizes import iter_shorter
 from oet_operator.kube.verdicts import (
@@ -83,9 +86,16 @@ DELETED = "DELETED"
 MIN_WAIT_SECONDS = 0.05
 """A moment that has come by the clock of the API server may not have come by ours: no busy loop until it has."""
 
-QUOTA_RETRY_SECONDS = 5.0
-"""A Pod that a quota refuses is tried again this often: what frees the quota is not watched."""
+FIRST_RETRY_SECONDS, LAST_RETRY_SECONDS = 0.5, 5.0
+"""Pause before a Pod that was refused is tried again; each is twice the one before, up to the last: what frees a quota or removes
+a policy is not watched, and is to be noticed within 10 s. A refusal costs the API server 3 ms."""
 
+FREED_SECONDS, FREED_TRIES = 0.5, 5
+"""After the end of a Pod so many of those that were refused are tried so soon, the oldest first: Kubernetes' quota controller
+needs some 0.1 s to count anew."""
+
+LEFTOVER_LOOK_SECONDS = 1.0
+"""How often the Pod of a deleted execution is looked for: of what was deleted while no watch was open nobody tells."""
 
 MISSING_RETRY_SECONDS = 0.1
 """What the API server does not find any more is forgotten when the watch tells of it, some 10 ms later."""
@@ -120,6 +130,17 @@ def _build_past_deadline(pod: PodFacts) -> dict[str, Any]:
     return {"metadata": {"uid": pod.uid}, "spec": {"activeDeadlineSeconds": PAST_SECONDS}}
 
 
+def _find_arming_problem(settings: Settings, templates: Templates) -> str:
+    """Return why no abort script is held READY although that is asked for, and say it once; empty: it is."""
+    if not settings.engine.prearm_abort:
+        return ""
+    is_shipped = settings.engine.scripts_location in ("", SCRIPTS_FOLDER) and not has_own_scripts(templates.every)
+    problem = find_arming_problem(settings.engine, is_shipped=is_shipped, has_tango=has_tango(templates.every))
+    if problem:
+        _log.warning("%s (tangoHost in the chart's values)", problem)
+    return problem
+
+
 class Observer(Protocol):
     """Whoever wants to know what a reconciler does; must not wait, nor fail."""
 
@@ -151,6 +172,7 @@ class Reconciler:
         self._settings = settings
         self._templates = templates
         self._ids = ProcedureIds(client, paths)
+        self._is_prearmed = settings.engine.prearm_abort and not _find_arming_problem(settings, templates)
         self._locks: dict[int, asyncio.Lock] = {}
         self._deferred: dict[str, float] = {}
         self._removing: set[str] = set()
@@ -189,9 +211,13 @@ class Reconciler:
     def on_pod(self, kind: str | None, wire: Mapping[str, Any]) -> None:
         """Take in an event of a script Pod."""
         before = self.cache.get_sighting(parse_pod(wire).execution_uid).pod
-        if uid := self.cache.put_pod(wire, is_gone=kind == DELETED):
-            self.queue.add(uid)
-            self._tell_place(uid, before)
+        uid = self.cache.put_pod(wire, is_gone=kind == DELETED)
+        if uid is None:
+            return
+        self.queue.add(uid)
+        self._tell_place(uid, before)
+        if not self.cache.has_pod(uid):
+            self._hasten_refused()
 
     def _tell_place(self, uid: str, before: PodFacts | None) -> None:
         """Tell of a Pod that has just got its node. What a new leader finds at work has been told."""
@@ -205,6 +231,12 @@ class Reconciler:
         """Note that the Pod of an execution does not exist any more."""
         self.cache.mark_pod_gone(uid)
         self.queue.add(uid)
+        self._hasten_refused()
+
+    def _hasten_refused(self) -> None:
+        """Have Pods tried again soon that were refused: one has ended, and perhaps its share of a quota is free."""
+        for uid in self.cache.hasten_refused(FREED_TRIES, time.monotonic() + FREED_SECONDS):
+            self.queue.add_after(uid, FREED_SECONDS)
 
     def _wake_waiting(self, subarray: int | None = None) -> None:
         """Have those looked at that wait for a subarray, for any when None."""
@@ -214,9 +246,11 @@ class Reconciler:
 
     def _wake_concerned(self, before: ScriptExecution, after: ScriptExecution) -> None:
         """Have those looked at that have to do with the abort which an execution is, or may need."""
-        if after.is_finished and (target := find_target(after)) in self.cache.executions:
+        if (serving := self.cache.serving.get(after.uid)) and not after.status.abort:
+            self.queue.add(serving.uid)  # It may be given up.
+        if (target := find_target(after)) in self.cache.executions:
             self.queue.add(str(target))
-        if not self._settings.engine.prearm_abort:
+        if not self._is_prearmed:
             return
         if is_in_use(before) != is_in_use(after) or is_armed(before) != is_armed(after):
             self._wake_users(compute_subarray(after.spec), besides=after.uid)
@@ -306,7 +340,8 @@ class Reconciler:
         subarray = compute_subarray(execution.spec)
         sharing = [] if subarray is None else self.cache.list_sharing((subarray,))
         serving = self.cache.serving.get(execution.uid)
-        return build_abort_view(execution, sharing, is_prearmed=self._settings.engine.prearm_abort, serving=serving)
+        target = self.cache.executions.get(find_target(execution) or "")
+        return build_abort_view(execution, sharing, is_prearmed=self._is_prearmed, serving=serving, target=target)
 
     def _compute_deferral(self, stored: ScriptExecution, plan: Plan) -> float:
         """Return for how many seconds more the write of a plan's status can wait for what comes next."""
@@ -422,6 +457,10 @@ class Reconciler:
                 await self._arm_abort(execution, action)
 
     async def _create_pod(self, execution: ScriptExecution) -> None:
+        left = self.cache.get_sighting(execution.uid).retry_at - time.monotonic()
+        if left > 0:
+            self.queue.add_after(execution.uid, left)
+            return
         try:
             pod = self._build_pod(execution)
             self._note_write(execution.uid)
@@ -429,17 +468,22 @@ class Reconciler:
             wire = await self._client.post(f"{self._paths.pods}?fieldValidation=Strict", pod)
         except ApiConflictError:
             wire = await self._client.get(self._paths.pod(execution.status.pod_name or ""))
-        except ApiRefusedError as error:
-            is_quota = "exceeded quota" in str(error)
-            self.cache.put_refusal(execution.uid, str(error), is_final=not is_quota)
-            self.queue.add_after(execution.uid, QUOTA_RETRY_SECONDS if is_quota else 0.0)
+        except ApiError as error:
+            if not is_refusal(error):
+                raise
+            self._note_refusal(execution.uid, str(error), is_final=is_hopeless(error))
             return
         except (TypeError, ValueError, KeyError, AttributeError, StopIteration) as error:
-            self.cache.put_refusal(execution.uid, f"podTemplate is not part of a Pod: {error!r}", is_final=True)
-            self.queue.add_after(execution.uid, 0.0)
+            self._note_refusal(execution.uid, f"podTemplate is not part of a Pod: {error!r}", is_final=True)
             return
         if uid := self.cache.put_pod(wire):
             self.queue.add(uid)
+
+    def _note_refusal(self, uid: str, message: str, *, is_final: bool) -> None:
+        """Have it told why a Pod was refused, and unless that is final have it tried again."""
+        pause = min(LAST_RETRY_SECONDS, FIRST_RETRY_SECONDS * 2.0 ** min(self.cache.get_sighting(uid).refusals, 20))
+        self.cache.put_refusal(uid, message, None if is_final else time.monotonic() + pause)
+        self.queue.add(uid)
 
     def _build_pod(self, execution: ScriptExecution) -> dict[str, Any]:
         """Build the Pod of an execution; one from git gets the cache, and what it needs to fetch."""
@@ -522,10 +566,23 @@ class Reconciler:
             self.cache.forget_leftover(uid)
             self._wake_waiting()
         elif deleted is not None:
-            self.queue.add_after(uid, left)
+            await self._look_for_pod(uid, sighting.pod)
         elif not await self._is_still_there(sighting.pod):
             # The garbage collector does it later, and never if its owner was deleted with --cascade=orphan.
             await self._delete(self._paths.pod(sighting.pod.name), {"uid": sighting.pod.uid})
+            self.queue.add_after(uid, LEFTOVER_LOOK_SECONDS)
+
+    async def _look_for_pod(self, uid: str, pod: PodFacts) -> None:
+        """Read a Pod again whose end is waited for, and be back soon. Raises ApiError."""
+        try:
+            wire = await self._client.get(self._paths.pod(pod.name))
+        except ApiMissingError:
+            wire = None
+        if wire is None or wire["metadata"]["uid"] != pod.uid:
+            self.on_pod_gone(uid)
+        else:
+            self.on_pod(None, wire)
+        self.queue.add_after(uid, LEFTOVER_LOOK_SECONDS)
 
     async def _is_still_there(self, pod: PodFacts) -> bool:
         """Tell whether a Pod's execution exists although it is not known here; take it in if it does."""
@@ -578,7 +635,7 @@ class Reconciler:
         """Raise the alarm; creating it is tried on."""
         text = f"ALARM: the abort script cannot be created, which is tried on: {problem}"
         now = datetime.now(UTC)
-        status = with_condition(stopped.status, ConditionType.ABORTED, False, Reason.ABORT_FAILED, now, text)
+        status = with_condition(stopped.status, ConditionType.ABORTED, False, Reason.ABORT_NOT_BEGUN, now, text)
         if status is not stopped.status:
             words = f"{status.message}; {text}" if status.message else text
             await self._write_status(stopped, status.model_copy(update={"message": words}))

@@ -13,10 +13,12 @@ from datetime import datetime, timedelta
 
 from oet_crds.ends import is_unexplained
 from oet_crds.execution import ScriptExecution
+from oet_crds.mailbox import CUT_OFF_EXIT_CODE
 from oet_crds.reasons import Reason
 from oet_crds.settings import KubernetesSettings
 from oet_crds.states import DesiredState, Mode
 from oet_operator.core.decide import BACKSTOP_SECONDS
+from oet_operator.core.locks import may_begin
 from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.kube.pod_facts import Container, PodFacts
 
@@ -64,6 +66,8 @@ class Sighting:
         refusal: Why there is none: the API server refused it, or it is not even asked for one; empty: neither.
         is_refusal_final: Trying again cannot help.
         refusal_reason: The same in one word.
+        refusals: How often in a row it was refused.
+        retry_at: Not before then it is tried again, in monotonic seconds.
     """
 
     pod: PodFacts | None = None
@@ -71,6 +75,8 @@ class Sighting:
     refusal: str = ""
     is_refusal_final: bool = False
     refusal_reason: Reason = Reason.POD_REJECTED
+    refusals: int = 0
+    retry_at: float = 0.0
 
 
 def compute_patience(deleted: datetime, now: datetime) -> float:
@@ -131,8 +137,8 @@ def _observe(
 
 
 def _observe_unseen(execution: ScriptExecution, sighting: Sighting) -> tuple[RunnerObservation, float | None]:
-    if sighting.refusal:
-        presence = Presence.STUCK if sighting.is_refusal_final else Presence.PENDING
+    if sighting.refusal and not has_claim(execution):
+        presence = Presence.STUCK if sighting.is_refusal_final else Presence.REFUSED
         return RunnerObservation(presence, sighting.refusal_reason, sighting.refusal), None
     if execution.status.pod_name is None:
         return RunnerObservation(Presence.NONE), None
@@ -186,6 +192,9 @@ def _observe_ended(execution: ScriptExecution, pod: PodFacts) -> RunnerObservati
         message = f"Pod {pod.name} was given up ({_join(pod.disruption or pod.reason, pod.message)}); its node did not confirm"
         return RunnerObservation(Presence.LOST, Reason.NODE_LOST, message)
     has_report = execution.status.runner is not None and execution.status.runner.exit is not None
+    if pod.ended.exit_code == CUT_OFF_EXIT_CODE and not has_report:
+        message = _describe_cut_off(pod, has_grant=may_begin(execution))
+        return RunnerObservation(Presence.GONE, Reason.RUNNER_CUT_OFF, message)
     # The kubelet gives this reason also when the kernel killed but one process of the container: a report knows more.
     if pod.ended.reason == "OOMKilled" and not has_report:
         message = f"the kernel ended the script's Pod {pod.name}: it needed more memory than its limit allows"
@@ -221,6 +230,13 @@ def _describe_deletion(execution: ScriptExecution, pod: PodFacts, has_report: bo
     return f"{how}{short}; nothing of the script is left"
 
 
+def _describe_cut_off(pod: PodFacts, *, has_grant: bool) -> str:
+    text = f"the runner in Pod {pod.name} was not let near the API server any more (was its ServiceAccount made anew?) and ended"
+    if not has_grant:
+        return f"{text}; main had not begun"
+    return f"{text}; whether main ran, and how it ended, could not be reported; nothing of the script is left"
+
+
 def _observe_useless(pod: PodFacts) -> RunnerObservation:
     """Say why a Pod ended before its runner had taken the execution. It is kept, as is its log."""
     if pod.reason == Reason.EVICTED or pod.disruption:
@@ -232,6 +248,9 @@ def _observe_useless(pod: PodFacts) -> RunnerObservation:
     if pod.ended is None:
         message = f"Pod {pod.name} failed before the script began: {_join(pod.reason, pod.message)}"
         return RunnerObservation(Presence.GONE, Reason.POD_START_FAILED, message)
+    if pod.ended.exit_code == CUT_OFF_EXIT_CODE:
+        message = _describe_cut_off(pod, has_grant=False)
+        return RunnerObservation(Presence.GONE, Reason.RUNNER_CUT_OFF, message)
     message = (
         f"the runner in Pod {pod.name} {_describe_exit(pod.ended)} before the script began; "
         f"`kubectl logs {pod.name}` may say more"

@@ -15,7 +15,7 @@ from oet_operator.kube.health import Vitals
 from oet_operator.kube.paths import Paths
 from oet_operator.kube.pod_facts import parse_pod
 from oet_operator.kube.reconciler import Reconciler
-from oet_operator.kube.watch_guard import get_version
+from oet_operator.kube.watch_guard import WatchGuard, get_version
 
 __all__ = ["build_registry", "build_settings", "resync"]
 
@@ -103,16 +103,22 @@ def build_registry(
     return registry
 
 
-async def resync(client: KubeClient, paths: Paths, vitals: Vitals) -> None:
+async def resync(client: KubeClient, paths: Paths, vitals: Vitals, *, is_round: bool = True) -> None:
     """Compare all that is known with the API server: kopf never tells of what was deleted while a watch was down.
 
     What was known before a list was made and is not in it has been deleted. Pods come first: executions that are over and have
     none are not kept in memory.
 
+    Args:
+        client: Asks.
+        paths: Where.
+        vitals: Whose reconciler is told.
+        is_round: Whether the watches should have told of it all by the next one, or are dead.
+
     Raises:
         ApiError: The API server did not answer; what it said before that was taken in.
     """
-    reconciler, guard = vitals.reconciler, vitals.guard
+    reconciler, guard = vitals.reconciler, vitals.guard if is_round else WatchGuard()
     assert reconciler is not None
     cache = reconciler.cache
     guard.begin_round()

@@ -64,7 +64,8 @@ def apply_decision(
         return
     active = list(_iter_active(store, transaction))
     serving = find_serving(_iter_all(store, transaction), execution.uid) if execution.spec.stop.abort else None
-    aborts = build_abort_view(execution, active, is_prearmed=settings.prearm_abort, serving=serving)
+    target = _find_target(store, transaction, execution)
+    aborts = build_abort_view(execution, active, is_prearmed=settings.prearm_abort, serving=serving, target=target)
     locks = build_lock_table(active)
     plan = decide(Snapshot(execution, observed.runner, locks, observed.now, aborts, settings.ready_limit_seconds))
     if plan.status is not execution.status:
@@ -113,10 +114,20 @@ def _iter_all(store: LocalStore, transaction: Transaction) -> Iterable[ScriptExe
     yield from (one for number, one in changed.items() if number not in transaction.removed)
 
 
+def _find_target(store: LocalStore, transaction: Transaction, aborter: ScriptExecution) -> ScriptExecution | None:
+    """Return the stopped execution that an execution aborts for, None when there is none."""
+    target = find_target(aborter)
+    return next((one for one in _iter_all(store, transaction) if one.uid == target), None) if target else None
+
+
 def _find_served(store: LocalStore, transaction: Transaction, aborter: ScriptExecution) -> list[int]:
-    """Return the stopped execution whose abort has ended, if this is the one that ran it."""
-    target = find_target(aborter) if aborter.is_finished else None
-    return [_id(one) for one in _iter_all(store, transaction) if one.uid == target] if target else []
+    """Return the other side of an abort: whose abort this is, and who aborts for this, should it be given up."""
+    target = _find_target(store, transaction, aborter)
+    served = [_id(target)] if target else []
+    if not aborter.spec.stop.abort or aborter.status.abort:
+        return served
+    serving = find_serving(_iter_all(store, transaction), aborter.uid)
+    return [*served, _id(serving)] if serving else served
 
 
 def _find_users(active: Iterable[ScriptExecution], before: ScriptExecution, after: ScriptExecution) -> list[int]:

@@ -24,6 +24,7 @@ from oet_crds.settings import EngineSettings, GitSettings
 from oet_crds.specs import validate_change, validate_release
 from oet_crds.states import DesiredState, Mode
 from oet_crds.topics import EntryKind
+from oet_operator.core.aborts import find_arming_problem
 from oet_operator.core.snapshot import Presence, RunnerObservation
 from oet_operator.local.applier import Effects, Observed, apply_decision, create_execution
 from oet_operator.local.database import Database
@@ -36,6 +37,9 @@ from oet_operator.local.store import LocalStore
 __all__ = ["LocalEngine", "LocalTimeline", "compute_state_dir", "find_shipped_scripts"]
 
 _log = logging.getLogger(__name__)
+
+_TANGO_FILES = (Path("/etc/tangorc"), Path.home() / ".tangorc")
+"""Where pytango finds the name of its database without TANGO_HOST."""
 
 CHECKPOINT_SECONDS = 30.0
 """Pause between two moves of the write-ahead log into the file: keeps it at some megabytes, and costs one fsync."""
@@ -120,7 +124,11 @@ class LocalEngine:
         Raises:
             UnavailableError: The folder cannot be used; the text says why and what to do.
         """
-        settings = settings.model_copy(update={"scripts_location": settings.scripts_location or find_shipped_scripts()})
+        shipped = find_shipped_scripts()
+        settings = settings.model_copy(update={"scripts_location": settings.scripts_location or shipped})
+        if settings.prearm_abort and (problem := _find_arming_problem(settings, shipped)):
+            _log.warning(problem)
+            settings = settings.model_copy(update={"prearm_abort": False})
         self._settings = settings
         self._environ = (git or GitSettings()).build_environ()
         self._state_dir = compute_state_dir(settings.state_dir, os.environ, Path.home())
@@ -302,6 +310,13 @@ class LocalEngine:
     ) -> ScriptExecution:
         """Wait until `until` holds; see `oet_crds.ports.ExecutionStore.wait`."""
         return self._store.wait(procedure_id, until, timeout_seconds)
+
+
+def _find_arming_problem(settings: EngineSettings, shipped_folder: str) -> str:
+    """Return why no abort script can be held READY; empty: one may. Scripts inherit the environment, and pytango's own files."""
+    is_shipped = settings.scripts_location == shipped_folder
+    has_tango = bool(os.environ.get("TANGO_HOST")) or any(path.exists() for path in _TANGO_FILES)
+    return find_arming_problem(settings, is_shipped=is_shipped, has_tango=has_tango)
 
 
 def _is_in_use(folder: Path) -> bool:
