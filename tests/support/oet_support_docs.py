@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 
-_BLOCK = re.compile(r"(?:^<!-- run: ([^\n]*?) -->\n)?^```(\S*)\n(.*?)^```$", re.M | re.S)
+_BLOCK = re.compile(r"(?:^<!-- run: ([^\n]*?) -->\n)?^```(\S*)[^\n]*\n(.*?)^```$", re.M | re.S)
 
 
 @dataclass(frozen=True)
