@@ -394,6 +394,22 @@ def test_stop_asks_for_what_was_said(oet: Any, server: Any, words: list[str], pi
     assert server.asked[-1].body == {"state": "STOPPED", "abort": abort}
 
 
+# ---- release --------------------------------------------------------------------------------------------------------
+
+
+def test_release_names_the_procedure_and_the_reason(oet: Any, server: Any) -> None:
+    server.play("POST /procedures/7/release", _procedure(7, "UNKNOWN"))
+    done = oet("procedure", "release", "--pid=7", "--reason=node is off")
+    assert (done.code, done.out) == (0, "Procedure 7 has let go of its subarray; it stays UNKNOWN\n")
+    assert server.asked[-1].body == {"reason": "node is off"}
+
+
+@pytest.mark.parametrize("words", [["--pid=7"], ["--reason=node is off"], []])
+def test_release_without_procedure_or_reason_releases_nothing(oet: Any, server: Any, words: list[str]) -> None:
+    assert oet("procedure", "release", *words).code == 2
+    assert not server.asked
+
+
 # ---- start ----------------------------------------------------------------------------------------------------------
 
 
