@@ -144,8 +144,7 @@ class KubeMailbox:
         kind = content["kind"]
         if kind == MailKind.HELLO:
             self._is_up = True
-            # Root has ways that Landlock does not close. (The chart lets no script run as root; a template might.)
-            self._report.is_confined = content["confined"] and os.geteuid() != 0
+            self._report.is_confined = content["confined"]
         elif kind == MailKind.EXIT:
             self._report.set_exit({**content, "logEntries": self._log.entries})
             if self._poster is not None:

@@ -24,6 +24,10 @@ _INLINE_NAME = "<inline script>"
 _HEADER = "Traceback (most recent call last):\n"
 _RUNNER_FOLDER = os.path.dirname(os.path.abspath(__file__)) + os.sep
 
+MAX_CHAIN = 1000
+"""Exceptions of a chain that are looked at, from the last one back: what is kept of a stack trace has room for some hundred, and
+20,000 took 18 s."""
+
 
 class ScriptStopped(BaseException):
     """Raised in the script by SIGTERM. Not an `Exception`, so that `except Exception` does not swallow a stop."""
@@ -135,10 +139,21 @@ def _describe_code(code: object) -> str:
         return f"<{type(code).__name__} without text>"
 
 
+def _cut_chain(error: BaseException) -> None:
+    """Forget what no stack trace has room for, of a chain of exceptions that has ended a script."""
+    for _ in range(MAX_CHAIN):
+        following = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if following is None:
+            return
+        error = following
+    error.__cause__ = error.__context__ = None
+
+
 def _format(error: BaseException) -> tuple[str, str]:
     """Return the exception in one line, and with its trace back."""
     name = type(error).__name__
     try:
+        _cut_chain(error)
         frames = error.__traceback__
         while frames and frames.tb_frame.f_code.co_filename.startswith(_RUNNER_FOLDER):
             frames = frames.tb_next

@@ -301,7 +301,8 @@ def test_stop_that_the_runner_confirms_is_a_stop_before_the_operator_speaks(
     engine.change(1, STOP)
     end = {"outcome": "Stopped", "reason": "StopRequested", "message": "stopped on request", "time": stamp()}
     transitions = [{"seq": number, "state": state, "time": stamp()} for number, state in enumerate(READY_PATH, 1)]
-    cluster.change("one", status={"runner": {"claim": "x", "transitions": transitions, "exit": end}})
+    runner = {"claim": "x", "confined": True, "transitions": transitions, "exit": end}
+    cluster.change("one", status={"runner": runner})
     wait_state(engine, 1, State.STOPPED)
     assert cluster.find(1)["status"]["state"] == State.READY
 

@@ -65,7 +65,7 @@ def build_client() -> Iterator[Callable[[KubeEngine], falcon.testing.TestClient]
     def build(engine: KubeEngine) -> falcon.testing.TestClient:
         services = build_services(engine, engine.timeline, ServerSettings(namespace=NAMESPACE))
         built.append(services)
-        return falcon.testing.TestClient(build_application(services))
+        return falcon.testing.TestClient(build_application(services), headers={"Host": "localhost"})
 
     yield build
     for services in built:

@@ -24,6 +24,7 @@ from oet_support_cluster import (
 )
 
 from oet_api.kube.engine import KubeEngine
+from oet_crds.git import SHARE_NEVER
 from oet_crds.names import SCRIPT_CONTAINER
 from oet_crds.ports import ExecutionStore, Timeline
 from oet_crds.settings import EngineSettings, GitSettings, ServerSettings, Settings
@@ -76,7 +77,9 @@ def engine(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Engine]:
         isolation=str(request.param).removeprefix("local-"),
         scripts_location=str(tmp_path),
     )
-    local = LocalEngine(settings, GitSettings(protocols="git", cache_dir=str(tmp_path / "cache")))
+    # Where environments are shared, scripts find nothing new in the folders above the cache: here that is where they are.
+    git = GitSettings(protocols="git", cache_dir=str(tmp_path / "cache"), share_environments=SHARE_NEVER)
+    local = LocalEngine(settings, git)
     local.start()
     yield local
     local.stop()

@@ -14,6 +14,7 @@ from oet_crds.execution import (
     ExecutionArgs,
     FunctionArgs,
     HistoryEntry,
+    Resolved,
     RunnerStatus,
     StopOptions,
     WhenBusy,
@@ -532,8 +533,11 @@ def test_image_is_noted_with_the_next_write_and_costs_none(make: Any) -> None:
         update={"status": make.decide(execution).status.model_copy(update={"script": "inline"})}
     )
     assert make.decide(told, image="r@sha256:1").status is told.status
-    ended = _with_exit(make, State.RUNNING, make.exit(Outcome.FAILED, Reason.MAIN_FAILED), grant=make.grant())
-    assert make.decide(ended, image="r@sha256:1").status.resolved.image == "r@sha256:1"
+    noted = Resolved(image="r@sha256:1")
+    for resolved in (None, noted):
+        end = make.exit(Outcome.FAILED, Reason.MAIN_FAILED)
+        ended = _with_exit(make, State.RUNNING, end, grant=make.grant(), resolved=resolved)
+        assert make.decide(ended, image="r@sha256:1").status.resolved == noted
 
 
 @pytest.mark.parametrize("presence", [Presence.GONE, Presence.STUCK, Presence.LOST])

@@ -390,28 +390,24 @@ class World(RuleBasedStateMachine):
                 if may_begin(one) and one.status.grant and one.status.grant.subarray == subarray
             ]
             assert sum(not one.is_finished for one in granted) <= 1
-            in_main = [
-                runner.presence is Presence.LOST
-                for number, runner in self.runners.items()
-                # What a person has released is that person's to answer for.
-                if runner.is_in_main
-                and number in self.stored
-                and not runner.is_released
-                and compute_subarray(self.stored[number].spec) == subarray
-                and self.stored[number].spec.purpose is not Purpose.ABORT
-            ]
-            aborts = [
-                runner.presence is Presence.LOST
-                for number, runner in self.runners.items()
-                if runner.is_in_main
-                and number in self.stored
-                and not runner.is_released
-                and self.stored[number].spec.purpose is Purpose.ABORT
-                and self.stored[number].spec.subarray == subarray
-            ]
+            in_main = self._list_in_main(subarray, is_abort=False)
+            aborts = self._list_in_main(subarray, is_abort=True)
             assert len(in_main) <= 1, "two scripts run on one subarray"
             # An abort runs beside what is lost, for which it may be meant, and beside nothing else.
             assert sum(not is_lost for is_lost in in_main + aborts) <= 1
+
+    def _list_in_main(self, subarray: int, *, is_abort: bool) -> list[bool]:
+        """Tell of each script in `main` on a subarray whether it is lost; what a person has released is that person's."""
+        found = ((runner, self.stored.get(number)) for number, runner in self.runners.items())
+        return [
+            runner.presence is Presence.LOST
+            for runner, execution in found
+            if execution is not None
+            and runner.is_in_main
+            and not runner.is_released
+            and compute_subarray(execution.spec) == subarray
+            and (execution.spec.purpose is Purpose.ABORT) == is_abort
+        ]
 
     @invariant()
     def rehearsals_hold_nothing_and_wait_for_nobody(self) -> None:

@@ -7,7 +7,9 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -43,7 +45,7 @@ def run(request, tmp_path):
     for part in ("crds", "runner"):  # The repository may be where nobody else can read.
         shutil.copytree(ROOT / part, code / part)
     subprocess.run(["chmod", "-R", "a+rX", str(tmp_path)], check=True)
-    for parent in [tmp_path, *tmp_path.parents][:3]:
+    for parent in takewhile(lambda one: one != Path(tempfile.gettempdir()), [tmp_path, *tmp_path.parents]):
         parent.chmod(0o755)
     folder = tmp_path / "folder"
     for name in ("hidden", "read", "open"):

@@ -132,7 +132,8 @@ class Feeder(threading.Thread):
             with contextlib.suppress(OSError, http.client.HTTPException):
                 port = random.choice(self._ports)
                 with contextlib.closing(http.client.HTTPConnection("127.0.0.1", port, timeout=20)) as connection:
-                    connection.request("POST", f"{BASE}/internal/executions/{uid}/entries", body)
+                    headers = {"Content-Type": "application/json"}
+                    connection.request("POST", f"{BASE}/internal/executions/{uid}/entries", body, headers)
                     with connection.getresponse() as answer:
                         stored = json.loads(answer.read() or b"{}")
                 if answer.status == 200 and stored["stored"] >= entries[-1].seq:

@@ -1,0 +1,6 @@
+import oet_crds
+
+
+def test_it() -> None:
+    assert oet_crds
+    assert False
