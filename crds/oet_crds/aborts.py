@@ -89,9 +89,16 @@ def was_armed(execution: ScriptExecution) -> bool:
 
 
 def is_given_up(execution: ScriptExecution) -> bool:
-    """Tell whether an abort script that was held is being ended because it did not begin, or has ended so."""
+    """Tell whether an abort script that was held is being ended because it did not begin, or has ended before it did.
+
+    One that a person stopped is as that person wants it.
+    """
     stopping = find_condition(execution.status, ConditionType.STOPPING)
-    return stopping is not None and stopping.reason == Reason.ABORT_NOT_BEGUN
+    if stopping is not None and stopping.reason == Reason.ABORT_NOT_BEGUN:
+        return True
+    has_begun = any(entry.state is State.RUNNING for entry in execution.status.history)
+    is_over = execution.status.state in (State.FAILED, State.UNKNOWN)
+    return was_armed(execution) and find_target(execution) is not None and is_over and not has_begun
 
 
 def is_ready_to_abort(execution: ScriptExecution) -> bool:

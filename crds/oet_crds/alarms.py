@@ -17,7 +17,7 @@ __all__ = ["Alarm", "find_alarm", "find_release"]
 _ALARMS = (
     (ConditionType.ABORTED, Topic.ABORT_FAILED, Severity.ALARM),
     (ConditionType.RELEASED, Topic.END_UNKNOWN, Severity.ALARM),
-    (ConditionType.LEFT, Topic.END_UNCONFIRMED, Severity.ALARM),
+    (ConditionType.LEAVING, Topic.END_UNCONFIRMED, Severity.ALARM),
     (ConditionType.ARMED, Topic.ARMING_FAILED, Severity.WARNING),
 )
 

@@ -110,8 +110,11 @@ class ConditionType(str, Enum):
     RELEASED = "Released"
     """Of an UNKNOWN execution that was granted a subarray: False while it holds that, which is an alarm; True once its end was
     confirmed, or a person released it."""
-    LEFT = "Left"
-    """False when the runner reported the end of its script and stayed, so that it had to be removed: an alarm."""
+    LEAVING = "Leaving"
+    """Of a runner that reported the end of its script: True while it may take its time to leave; False when it stayed, so that it
+    had to be removed: an alarm."""
+    ABORT_ASKED = "AbortAsked"
+    """True since the engine knows of an abort that was asked for when the execution was UNKNOWN already."""
 
     __str__ = str.__str__
 

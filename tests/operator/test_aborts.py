@@ -491,3 +491,43 @@ def test_abort_script_that_needs_tango_is_not_held_without(
 ) -> None:
     problem = find_arming_problem(EngineSettings(**fields), is_shipped=is_shipped, has_tango=has_tango)
     assert (not problem) is works
+
+
+@pytest.mark.parametrize(
+    ("state", "begun", "is_given_up_"),
+    [
+        (State.FAILED, False, True),
+        (State.UNKNOWN, False, True),
+        (State.STOPPED, False, False),
+        (State.FAILED, True, False),
+        (State.READY, False, False),
+    ],
+)
+def test_held_abort_script_that_ends_before_it_began_is_given_up(
+    make: Any, state: State, begun: bool, is_given_up_: bool
+) -> None:
+    reached = State.RUNNING if begun else State.READY
+    grant = make.grant().model_copy(update={"standing": False, "abort_of": "uid-1"})
+    assert is_given_up(_armed(make, reached, grant=grant, state=state)) == is_given_up_
+
+
+def test_held_abort_script_that_ended_before_it_began_is_replaced(make: Any) -> None:
+    stopped = make.execution(
+        State.RUNNING, subarray=1, grant=make.grant(), abort=AbortStatus(procedure_id=5), **STOPPED
+    )
+    view = AbortView(serving=Serving(5, is_given_up=True), end=AbortEnd(State.FAILED, "cut off"))
+    dropped = decide(Snapshot(stopped, RunnerObservation(Presence.GONE), build_lock_table([stopped]), make.now, view))
+    assert dropped.status.abort is None
+    again = stopped.model_copy(update={"status": dropped.status})
+    plan = decide(Snapshot(again, RunnerObservation(Presence.GONE), build_lock_table([again]), make.now, view))
+    assert plan.actions == (CreateAbort(1, inherit=True),)
+
+
+def test_held_abort_script_that_was_given_up_and_aborted_all_the_same_has_aborted(make: Any) -> None:
+    stopped = make.execution(
+        State.RUNNING, subarray=1, grant=make.grant(), abort=AbortStatus(procedure_id=5), **STOPPED
+    )
+    view = AbortView(serving=Serving(5, is_given_up=True), end=AbortEnd(State.COMPLETE, ""))
+    aborted = find_condition(_decide(make, stopped, view, Presence.GONE).status, ConditionType.ABORTED)
+    assert aborted is not None
+    assert aborted.status == "True"

@@ -136,12 +136,18 @@ def test_reported_end_is_no_end_while_the_runner_that_anybody_may_be_is_there(
     assert make.decide(waiting, others=(execution,)).status.grant is None
 
 
-@pytest.mark.parametrize("seconds", [LEAVE_SECONDS + 1, -3600.0])
+@pytest.mark.parametrize("reported", [timedelta(0), timedelta(hours=-1), timedelta(days=365_000)])
 def test_runner_that_stays_after_the_end_that_it_reported_is_removed_and_not_believed(
-    make: Any, seconds: float
+    make: Any, reported: timedelta
 ) -> None:
-    execution = _with_exit(make, State.RUNNING, make.exit(Outcome.COMPLETE), desired_state=RUN, confined=None)
-    late = make.decide(execution, now=make.now + timedelta(seconds=seconds))
+    """Its time counts from when the report was seen: it may have come late, and say any time."""
+    end = make.exit(Outcome.COMPLETE).model_copy(update={"time": make.now + reported})
+    execution = _with_exit(make, State.RUNNING, end, desired_state=RUN, confined=None)
+    seen = make.decide(execution)
+    assert (seen.actions, seen.requeue_after_seconds) == ((), LEAVE_SECONDS)
+    leaving = execution.model_copy(update={"status": seen.status})
+    assert find_alarm(leaving) is None
+    late = make.decide(leaving, now=make.now + timedelta(seconds=LEAVE_SECONDS))
     assert late.actions == (DeletePod(0.0),)
     stayed = execution.model_copy(update={"status": late.status})
     alarm = find_alarm(stayed)
@@ -149,6 +155,32 @@ def test_runner_that_stays_after_the_end_that_it_reported_is_removed_and_not_bel
     assert (alarm.topic, late.status.state) == (Topic.END_UNCONFIRMED, State.RUNNING)
     ended = make.decide(stayed, Presence.GONE, reason=Reason.RUNNER_LOST).status
     assert (ended.state, ended.reason) == (State.FAILED, Reason.END_UNCONFIRMED)
+
+
+def test_runner_that_leaves_in_time_is_believed(make: Any) -> None:
+    execution = _with_exit(make, State.READY, make.exit(Outcome.COMPLETE), desired_state=RUN, confined=None)
+    leaving = execution.model_copy(update={"status": make.decide(execution).status})
+    later = make.now + timedelta(seconds=LEAVE_SECONDS + 5)
+    assert make.decide(leaving, Presence.GONE, reason=Reason.RUNNER_LOST, now=later).status.state is State.COMPLETE
+
+
+@pytest.mark.parametrize(
+    "observed", [{"reason": Reason.POD_DELETED}, {"reason": Reason.EVICTED}, {"awaits_word": True}], ids=str
+)
+def test_runner_that_its_node_ends_is_left_to_it(make: Any, observed: dict[str, Any]) -> None:
+    execution = _with_exit(make, State.RUNNING, make.exit(Outcome.STOPPED), desired_state=RUN, confined=None)
+    plan = make.decide(execution, now=make.now + timedelta(hours=1), **observed)
+    assert (plan.actions, plan.status.state) == ((), State.RUNNING)
+
+
+@pytest.mark.parametrize("reported", [timedelta(days=-365_000), timedelta(days=2_900_000)])
+def test_end_is_said_for_a_time_that_can_be(make: Any, reported: timedelta) -> None:
+    end = make.exit(Outcome.COMPLETE).model_copy(update={"time": make.now + reported})
+    execution = _with_exit(make, State.READY, end, desired_state=RUN, ttl_seconds_after_finished=60)
+    ended = make.decide(execution)
+    assert ended.status.state is State.COMPLETE
+    assert execution.metadata.creation_timestamp <= ended.status.history[-1].time <= make.now
+    assert DeleteExecution() not in ended.actions
 
 
 def test_runner_that_was_seen_to_lie_is_not_believed(make: Any) -> None:
@@ -218,7 +250,17 @@ def test_abort_runs_beside_what_is_unknown(make: Any) -> None:
     lost = _lost(make, subarray=1)
     spec = validate_change(lost, SpecChange(desired_state=STOP, stop=StopOptions(abort=True)))
     asked = lost.model_copy(update={"spec": spec})
-    assert make.decide(asked, Presence.LOST).actions == (CreateAbort(1, inherit=True),)
+    plan = make.decide(asked, Presence.LOST, now=make.now + timedelta(hours=1))
+    assert plan.actions == (CreateAbort(1, inherit=True),)
+    # It is waited for from when it was asked for, not from when the execution became UNKNOWN.
+    aborted = find_condition(plan.status, ConditionType.ABORTED)
+    assert aborted is None
+    late = make.decide(
+        asked.model_copy(update={"status": plan.status}), Presence.LOST, now=make.now + timedelta(hours=1, seconds=11)
+    )
+    alarm = find_alarm(asked.model_copy(update={"status": late.status}), ConditionType.ABORTED)
+    assert alarm is not None
+    assert alarm.reason is Reason.ABORT_NOT_BEGUN
     abort = make.execution(
         State.READY, number=9, desired_state=RUN, subarray=1, purpose=Purpose.ABORT, abort_of="uid-7"
     )

@@ -339,3 +339,23 @@ def test_refusals_are_counted_and_the_oldest_are_tried_sooner() -> None:
     assert [cache.get_sighting(uid).retry_at for uid in ("u1", "u2", "u3")] == [50.0, 50.0, 200.0]
     cache.put_refusal("u1", "podTemplate is wrong", None)
     assert cache.get_sighting("u1").is_refusal_final
+
+
+def test_execution_whose_runner_reported_nonsense_is_looked_at_without_that() -> None:
+    cache = Cache()
+    wire = _wire(grant=GRANT)
+    wire["status"]["runner"] = {"claim": "x", "exit": {"outcome": "Complete", "time": "2026-01-01T00:00:00+99:99"}}
+    assert cache.put_execution(wire) == "u1"
+    runner = cache.executions["u1"].status.runner
+    assert runner is not None
+    assert (runner.claim, runner.exit) == ("x", None)
+    assert cache.build_locks(1).find_holder(1, "u2") is not None
+
+
+def test_execution_that_is_set_aside_while_its_pod_is_refused_is_not_hastened() -> None:
+    cache = Cache()
+    cache.put_execution(_wire(state=State.CREATING, pod_name="p-u1"))
+    cache.put_refusal("u1", "exceeded quota", 0.0)
+    assert cache.refused == {"u1"}
+    cache.set_aside("u1")
+    assert not cache.refused

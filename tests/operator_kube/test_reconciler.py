@@ -118,6 +118,7 @@ INVALID = 'Pod "p" is invalid: spec.containers[0].image: Required value'
         (422, INVALID, True, True),
         (400, 'Pod in version "v1" cannot be handled as a Pod: json: cannot unmarshal', True, True),
         (413, "Request entity too large: limit is 3145728", True, True),
+        (500, "etcdserver: request is too large", True, True),
         (429, "too many requests", False, False),
         (503, "apiserver is shutting down", False, False),
         (0, "no answer", False, False),
@@ -195,6 +196,21 @@ def test_pod_of_a_deleted_execution_that_nobody_tells_of_holds_nothing_once_it_i
             await reconciler.reconcile(uid)
             reconciler.queue.done(uid)
         assert reconciler.cache.build_locks(77).find_holder(77, "u1") is None
+
+    _play(cluster, scenario)
+
+
+def test_pod_of_a_deleted_execution_holds_its_subarray_however_long_its_node_says_nothing() -> None:
+    cluster = _Cluster()
+
+    async def scenario(reconciler: Reconciler) -> None:
+        cluster.objects["p"] = lost = _pod(is_deleted=True)
+        lost["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        reconciler.on_pod(None, lost)
+        await reconciler.reconcile("u9")
+        holder = reconciler.cache.build_locks(77).find_holder(77, "u1")
+        assert holder is not None
+        assert "--force" in holder.describe(77) or holder.is_guess
 
     _play(cluster, scenario)
 

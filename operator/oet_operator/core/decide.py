@@ -69,10 +69,6 @@ LEAVE_SECONDS = 10.0
 """A runner that reported the end has this long to be gone: it has nothing to do but to deliver what is left, for which it has
 some seconds, and a node that starts twenty Pods at once takes up to 3 s to say that a container has ended."""
 
-MAX_SKEW_SECONDS = 60.0
-"""An end that is reported for a later time than this from now was not reported by a runner of ours: clocks of a cluster differ by
-less than a second where NTP runs."""
-
 GIVE_UP_GRACE_SECONDS = 1.0
 """An abort script that does not begin when it is told to has nothing to tidy up, and another one waits for its end."""
 
@@ -148,9 +144,13 @@ def _plan_finished(snapshot: Snapshot, status: ScriptExecutionStatus) -> Plan:
     if is_abort_due(execution):
         return _plan_abort(snapshot, execution, actions)
     if is_outcome_open(execution):
-        if snapshot.aborts.end is None:
+        serving, end = snapshot.aborts.serving, snapshot.aborts.end
+        is_replaced = (
+            serving is not None and serving.is_given_up and end is not None and end.state is not State.COMPLETE
+        )
+        if end is None or is_replaced:
             return _plan_wait_for_abort(snapshot, execution, actions)
-        status = _with_outcome(execution, snapshot.aborts.end, snapshot.now)
+        status = _with_outcome(execution, end, snapshot.now)
     ttl = _compute_ttl(execution)
     if ttl is None or not status.history or is_holding_unknown(execution):
         return Plan(status, actions)
@@ -166,6 +166,9 @@ def _plan_abort(snapshot: Snapshot, execution: ScriptExecution, actions: tuple[A
     if subarray is None:
         text = "the abort was not run: no subarray is known to abort"
         return Plan(_with_alarm(status, Reason.NOTHING_TO_ABORT, text, snapshot.now), actions)
+    if status.state is State.UNKNOWN:
+        status = with_condition(status, ConditionType.ABORT_ASKED, True, Reason.STOP_REQUESTED, snapshot.now)
+        execution = execution.model_copy(update={"status": status})
     status, left = _with_late_abort(snapshot, execution)
     serving, end = view.serving, view.end
     if serving is not None and (not _is_lost(serving, snapshot.now) or (end and end.state is State.COMPLETE)):
@@ -217,7 +220,9 @@ def _with_late_abort(snapshot: Snapshot, execution: ScriptExecution) -> tuple[Sc
         return _without_alarm(status), None
     if not status.history or find_condition(status, ConditionType.ABORTED) is not None:
         return status, None
-    left = (status.history[-1].time + timedelta(seconds=ABORT_BEGIN_SECONDS) - snapshot.now).total_seconds()
+    asked, since = find_condition(status, ConditionType.ABORT_ASKED), status.history[-1].time
+    since = since if asked is None else max(since, asked.last_transition_time)
+    left = (since + timedelta(seconds=ABORT_BEGIN_SECONDS) - snapshot.now).total_seconds()
     if left > 0:
         return status, left
     which = f"the abort script (procedure {serving.procedure_id})" if serving else "the abort script"
@@ -314,7 +319,7 @@ def _with_end(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecut
             return with_final(status, State.FAILED, Reason.END_UNCONFIRMED, text, snapshot.now)
         # That it ended without a report is what is seen of it before its report has come.
         unasked = None if runner.reason in (None, Reason.RUNNER_LOST) else (runner.reason, runner.message)
-        return with_reported_end(status, snapshot.execution.spec.desired_state, unasked)
+        return with_reported_end(_with_plausible_end(snapshot, status), snapshot.execution.spec.desired_state, unasked)
     if runner.presence is Presence.LOST:
         message = runner.message or "the runner cannot be reached; what the script does is not known"
         return with_final(status, State.UNKNOWN, runner.reason or Reason.NODE_LOST, message, snapshot.now)
@@ -330,9 +335,22 @@ def _with_end(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecut
     return None
 
 
+def _with_plausible_end(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus:
+    """Return the status with the reported end at a time that can be: other times are made from it, and it may say anything."""
+    assert status.runner is not None
+    end = status.runner.exit
+    assert end is not None
+    when = max(min(end.time, snapshot.now), snapshot.execution.metadata.creation_timestamp)
+    if when == end.time:
+        return status
+    runner = status.runner.model_copy(update={"exit": end.model_copy(update={"time": when})})
+    return status.model_copy(update={"runner": runner})
+
+
 def _has_stayed(snapshot: Snapshot, status: ScriptExecutionStatus) -> bool:
     """Tell whether the runner went on after it had reported the end, so that who reported it is not known."""
-    is_removed = find_condition(status, ConditionType.LEFT) is not None
+    leaving = find_condition(status, ConditionType.LEAVING)
+    is_removed = leaving is not None and leaving.status == "False"
     return not has_credible_end(status) and (is_removed or snapshot.runner.reason is Reason.END_UNCONFIRMED)
 
 
@@ -341,14 +359,21 @@ def _plan_leaving(snapshot: Snapshot, status: ScriptExecutionStatus, end: Runner
 
     Nothing is final until then: a script that takes its runner's identity can report an end and go on.
     """
-    since = (snapshot.now - end.time).total_seconds()
-    if 0 <= (left := LEAVE_SECONDS - since) <= LEAVE_SECONDS + MAX_SKEW_SECONDS:
+    if snapshot.runner.awaits_word or snapshot.runner.reason in (Reason.POD_DELETED, Reason.EVICTED):
+        return Plan(status, requeue_after_seconds=LEAVE_SECONDS)  # Its node ends it, within its grace period.
+    # From when the report was seen: it may have come late, and its time is whatever was written.
+    if find_condition(status, ConditionType.LEAVING) is None:
+        status = with_condition(status, ConditionType.LEAVING, True, end.reason, snapshot.now)
+    leaving = find_condition(status, ConditionType.LEAVING)
+    assert leaving is not None
+    left = (leaving.last_transition_time + timedelta(seconds=LEAVE_SECONDS) - snapshot.now).total_seconds()
+    if leaving.status == "True" and left > 0:
         return Plan(status, requeue_after_seconds=left)
     text = (
         f"ALARM: the runner reported the end of the script ({end.outcome}) and is still there after {LEAVE_SECONDS:g} s; "
         "it is removed, and the subarray is held until it is gone"
     )
-    status = with_condition(status, ConditionType.LEFT, False, Reason.END_UNCONFIRMED, snapshot.now, text)
+    status = with_condition(status, ConditionType.LEAVING, False, Reason.END_UNCONFIRMED, snapshot.now, text)
     return Plan(status, (DeletePod(0.0),), BACKSTOP_SECONDS)
 
 

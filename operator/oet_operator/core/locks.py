@@ -65,7 +65,10 @@ class Holder:
                 f"subarray {subarray} is kept until that is gone"
             )
         if self.state is None:
-            return f"{who} was deleted, and its Pod may still run on subarray {subarray}"
+            return (
+                f"{who} was deleted, and its Pod may still run on subarray {subarray}, which is kept until that is gone"
+                " (when it is certain that it does not run: kubectl delete pod --force)"
+            )
         if self.state is State.UNKNOWN:
             return (
                 f"{who} is UNKNOWN and may still run on subarray {subarray}: when it is certain that it does not, release it "

@@ -64,6 +64,20 @@ def _guess_hold(pod: PodFacts) -> Hold:
     return Hold(pod.procedure_id, frozenset() if pod.subarray == NO_SUBARRAY else None)
 
 
+def _parse(wire: Mapping[str, Any]) -> ScriptExecution:
+    """Read an execution; where what its runner reported cannot be understood, without that. Raises pydantic.ValidationError."""
+    try:
+        return parse_execution(wire)
+    except ValidationError as error:
+        status = dict(wire.get("status") or {})
+        runner = status.get("runner") or {}
+        # Who holds the runner's token could otherwise keep it from ever being looked at again.
+        status["runner"] = {name: runner[name] for name in ("claim", "confined") if name in runner}
+        execution = parse_execution({**wire, "status": status})
+        _log.error("what the runner of execution %s reported is left out: %s", execution.metadata.name, error)
+        return execution
+
+
 class Cache:
     """Executions and sightings of their Pods, by the execution's uid.
 
@@ -106,7 +120,7 @@ class Cache:
         if self.get_version(metadata["uid"]) >= int(metadata["resourceVersion"]):
             return None
         try:
-            execution = parse_execution(wire)
+            execution = _parse(wire)
         except ValidationError as error:
             # The CRD is made from the model: only an object that an older CRD accepted comes here.
             _log.error("execution %s is left alone, it cannot be understood: %s", metadata.get("name"), error)
@@ -180,7 +194,7 @@ class Cache:
         """Leave an execution alone until it is changed: nothing can be told of it, and nothing of it was begun."""
         if execution := self.executions.pop(uid, None):
             self._unshare(uid)
-            self._sightings.pop(uid, None)
+            self._forget_pod(uid)
             self._refused[uid] = int(execution.metadata.resource_version)
 
     def list_excess(self, limit: int) -> list[Settled]:

@@ -80,7 +80,8 @@ def is_hopeless(error: ApiError) -> bool:
 
     All else may change without it: a quota is freed, a policy or a webhook removed, an account created.
     """
-    return error.status in _WRONG and not _ADMISSION.search(str(error))
+    is_wrong = error.status in _WRONG or isinstance(error, ApiTooLargeError)
+    return is_wrong and not _ADMISSION.search(str(error))
 
 
 def is_refusal(error: ApiError) -> bool:

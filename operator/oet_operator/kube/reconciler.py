@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import logging
 import math
@@ -69,7 +70,6 @@ from oet_operator.kube.sizes import iter_shorter
 from oet_operator.kube.verdicts import (
     NODE_PATIENCE_SECONDS,
     compute_linger,
-    compute_patience,
     compute_pod_grace,
     has_claim,
     observe_runner,
@@ -314,6 +314,10 @@ class Reconciler:
             return
         now = datetime.now(UTC)
         execution = await self._with_birth(stored, now)
+        if has_claim(execution) and not execution.is_finished and self.cache.get_sighting(uid).pod is None:
+            # Before it is said to have vanished: a Pod may be there of which nothing was heard.
+            with contextlib.suppress(ApiMissingError):
+                self.cache.put_pod(await self._client.get(self._paths.pod(execution.status.pod_name or "")))
         observation, again = observe_runner(execution, self.cache.get_sighting(uid), self._settings.kubernetes, now)
         locks = self.cache.build_locks(compute_subarray(execution.spec))
         limit = self._settings.engine.ready_limit_seconds
@@ -559,10 +563,10 @@ class Reconciler:
         sighting = self.cache.get_sighting(uid)
         assert sighting.pod is not None
         deleted = sighting.pod.deleted
-        left = math.inf if deleted is None else compute_patience(deleted, datetime.now(UTC))
         if sighting.pod.is_over:
             self._wake_waiting()
-        if sighting.is_gone or sighting.pod.is_finished or left <= 0:
+        # However long its node says nothing: what it may do there is not known. Who is certain removes the Pod by force.
+        if sighting.is_gone or sighting.pod.is_finished:
             self.cache.forget_leftover(uid)
             self._wake_waiting()
         elif deleted is not None:

@@ -37,6 +37,9 @@ __all__ = [
 NODE_PATIENCE_SECONDS = 30.0
 """How long after the end of its grace period a deleted Pod may still be there: a kubelet that lives needs two seconds."""
 
+MAX_SKEW_SECONDS = 60.0
+"""How far the clocks of a node and of the operator may be apart: less than a second where NTP runs."""
+
 WORD_SECONDS = 5.0
 """How long a node may take to say why it has ended a container: the kubelet tells of an eviction, a shutdown or a deadline one to
 two seconds after it, when all containers of the Pod have ended."""
@@ -154,8 +157,10 @@ def _compute_wait_for_end(execution: ScriptExecution, now: datetime) -> float:
     end = execution.status.runner.exit if execution.status.runner else None
     if end is None or not is_unexplained(execution):
         return 0.0
-    until = end.time + timedelta(seconds=compute_pod_grace(execution) + WORD_SECONDS)
-    return (until - now).total_seconds()
+    limit = compute_pod_grace(execution) + WORD_SECONDS
+    left = (end.time - now).total_seconds() + limit
+    # A later time than that was not written by a runner of ours, and is waited for by nobody.
+    return left if left <= limit + MAX_SKEW_SECONDS else 0.0
 
 
 def _compute_wait_for_phase(execution: ScriptExecution, pod: PodFacts, now: datetime) -> float:

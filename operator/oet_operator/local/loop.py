@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from oet_crds.aborts import is_armed
+from oet_crds.ends import is_holding_unknown
 from oet_crds.execution import ScriptExecution
 from oet_crds.mailbox import MailKind
 from oet_crds.reasons import Reason
@@ -132,7 +133,7 @@ class EngineLoop:
         self._recover_marks = (store_id, own_mark)
         self._recover_kill_at = time.monotonic() + LEFTOVER_GRACE_SECONDS
         for execution in self._store.list():
-            if not execution.is_finished:
+            if not execution.is_finished or is_holding_unknown(execution):
                 # Without a runner's name nothing was started for it yet: it simply goes on.
                 target = self._recovering.add if execution.status.pod_name else self._dirty.append
                 target(_id(execution))
