@@ -342,7 +342,7 @@ def test_runner_cannot_change_spec_or_metadata(installation: Installation, execu
     outcome = installation.users["runner"].patch_status(execution, {}, **more)
     assert outcome.is_done, outcome.complaint
     stored = installation.admin.read(RESOURCE, execution)
-    assert stored["spec"]["desiredState"] == DesiredState.RUNNING
+    assert "desiredState" not in stored["spec"]
     assert "labels" not in stored["metadata"]
 
 
@@ -515,7 +515,7 @@ MAY_NOT = {
     "api": ["create pods", "delete pods", "create pods --subresource=exec", "get secrets", "list leases", "update se"],
     "operator": [
         "get secrets",
-        "patch pods",
+        "update pods",
         "list configmaps",
         "list secrets",
         "patch se",
