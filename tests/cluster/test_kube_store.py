@@ -167,7 +167,9 @@ def test_rules_of_the_definition_are_told_in_their_own_words(engine: KubeEngine)
     created = engine.create(spec())
     engine.change(id_of(created), STOP)
     _with_old_cache(engine, created)
-    with pytest.raises(InvalidTransitionError, match=r": spec: desiredState Stopped is final; for another run create another"):
+    with pytest.raises(
+        InvalidTransitionError, match=r": spec: desiredState Stopped is final; for another run create another"
+    ):
         engine.change(id_of(created), SpecChange(desired_state=DesiredState.RUNNING))
 
 

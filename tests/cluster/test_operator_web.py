@@ -44,7 +44,9 @@ def _read_writes(operator: Operator) -> dict[str, float]:
     return {what: count for what, count in writes.items() if not what.endswith(" leases")}
 
 
-def test_usual_life_is_counted_and_costs_a_pod_its_statuses_and_its_events(executions: Kubectl, operator: Operator) -> None:
+def test_usual_life_is_counted_and_costs_a_pod_its_statuses_and_its_events(
+    executions: Kubectl, operator: Operator
+) -> None:
     world = Executions(executions)
     # The first needs the counter of procedure ids as well, and takes numbers for those that follow.
     for name in ("first", "second"):
