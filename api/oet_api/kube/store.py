@@ -68,6 +68,9 @@ _ANSWERED = (HTTPStatus.CONFLICT, HTTPStatus.BAD_REQUEST, HTTPStatus.UNPROCESSAB
 _STRICT = {"fieldValidation": "Strict"}
 """An older CRD, which Helm leaves in place, would drop what it does not know, and make an operation of a rehearsal."""
 
+Patch = tuple[str, Wire | list[Wire]]
+"""Content type and body of a patch."""
+
 _LABELS = {"app.kubernetes.io/managed-by": "oet-api"}
 
 _SPEC_FIELDS = {"desired_state": "desiredState", "when_busy": "whenBusy", "stop": "stop", "abort_of": "abortOf"}
@@ -86,7 +89,7 @@ def build_manifest(spec: ScriptExecutionSpec) -> Wire:
 
 def build_spec_patch(
     before: ScriptExecution, after: ScriptExecutionSpec, resource_version: str | None, user: str | None = None
-) -> tuple[str, Wire | list[Wire]]:
+) -> Patch:
     """Return content type and body of the patch that makes a spec another one, of this very execution. Pure.
 
     Arguments of `main` are replaced, which a merge patch cannot do: it would keep old keywords, and drop those that are null.
@@ -372,14 +375,25 @@ class KubeStore:
             return execution
         is_stop = change.desired_state is DesiredState.STOPPED
         user = change.user if is_stop else None
-        content_type, patch = build_spec_patch(execution, spec, if_resource_version, user)
-        attempts = _Attempts(PERSISTENCE_SECONDS if is_stop else SECOND_TRY_SECONDS)
+        patch = build_spec_patch(execution, spec, if_resource_version, user)
+        seconds = PERSISTENCE_SECONDS if is_stop else SECOND_TRY_SECONDS
+        return self._patch(execution, patch, seconds, if_resource_version)
+
+    def _patch(
+        self,
+        execution: ScriptExecution,
+        patch: Patch,
+        seconds: float,
+        if_resource_version: str | None = None,
+    ) -> ScriptExecution:
+        """Patch an execution, again and again for some seconds while there is no answer that means something. Raises OetError."""
+        (content_type, body), attempts = patch, _Attempts(seconds)
         path = self._paths.execution(execution.metadata.name)
         with self._under_way():
             while True:
                 try:
-                    wire = self._client.request("PATCH", path, patch, content_type=content_type)
-                    return self._cache.put(wire) or self.get(procedure_id)
+                    wire = self._client.request("PATCH", path, body, content_type=content_type)
+                    return self._cache.put(wire) or self.get(execution.procedure_id or 0)
                 except ApiError as error:
                     self._judge(error, execution, if_resource_version)
                     if not attempts.may_go_on(error):
@@ -395,16 +409,7 @@ class KubeStore:
         if not validate_release(execution):
             return execution
         metadata = {"uid": execution.uid, "annotations": {RELEASE_ANNOTATION: reason}}
-        path, attempts = self._paths.execution(execution.metadata.name), _Attempts(PERSISTENCE_SECONDS)
-        with self._under_way():
-            while True:
-                try:
-                    wire = self._client.request("PATCH", path, {"metadata": metadata}, content_type=MERGE_PATCH)
-                    return self._cache.put(wire) or self.get(procedure_id)
-                except ApiError as error:
-                    self._judge(error, execution, None)
-                    if not attempts.may_go_on(error):
-                        raise build_unavailable(error) from error
+        return self._patch(execution, (MERGE_PATCH, {"metadata": metadata}), PERSISTENCE_SECONDS)
 
     def _judge(self, error: ApiError, execution: ScriptExecution, if_resource_version: str | None) -> None:
         """Return when the same change may be tried again, or nothing is known. Raises what a refusal means."""
