@@ -41,6 +41,7 @@ from oet_crds.errors import (
     SubarrayBusyError,
 )
 from oet_crds.execution import FunctionArgs, ScriptExecution, ScriptExecutionSpec, WhenBusy
+from oet_crds.history import has_begun
 from oet_crds.ports import ExecutionStore, SpecChange, Timeline
 from oet_crds.settings import ServerSettings
 from oet_crds.states import ConditionType, DesiredState, Mode, State
@@ -408,11 +409,11 @@ class Procedures:
             if aborter_id in (None, given_up):
                 break
             left = max(0.0, begun_at + seconds - time.monotonic())
-            aborter = wait(aborter_id, lambda one: one.is_finished or has_begun(one), left)
+            aborter = wait(aborter_id, lambda one: one.is_finished or has_begun(one.status), left)
             if not is_given_up(aborter):
                 break
             given_up, aborter_id = aborter_id, None
-        if aborter is not None and aborter_id is not None and (aborter.is_finished or has_begun(aborter)):
+        if aborter is not None and aborter_id is not None and (aborter.is_finished or has_begun(aborter.status)):
             return aborter
         is_late = time.monotonic() - begun_at >= ABORT_BEGIN_SECONDS - LATE_TOLERANCE_SECONDS
         raise _build_late_abort(execution, aborter, is_late=is_late)
@@ -480,11 +481,6 @@ def _describe_stop(execution: ScriptExecution) -> str:
     is_unknown = execution.status.state is State.UNKNOWN
     how = f"{State.UNKNOWN} and may still run" if is_unknown else "stopped"
     return f"Script with ID {execution.procedure_id} is {how}"
-
-
-def has_begun(execution: ScriptExecution) -> bool:
-    """Tell whether `main` has begun, as far as is known."""
-    return any(entry.state is State.RUNNING for entry in execution.status.history)
 
 
 def _build_late_abort(stopped: ScriptExecution, aborter: ScriptExecution | None, *, is_late: bool) -> OetError:

@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from oet_crds.conditions import find_condition
 from oet_crds.execution import FileScript, GitScript, ScriptExecution, ScriptSource
 from oet_crds.git import find_secret, find_version_problem, is_commit, parse_place
+from oet_crds.history import has_begun
 from oet_crds.reasons import Reason
 from oet_crds.states import ConditionType, DesiredState, Purpose, State
 
@@ -96,9 +97,8 @@ def is_given_up(execution: ScriptExecution) -> bool:
     stopping = find_condition(execution.status, ConditionType.STOPPING)
     if stopping is not None and stopping.reason == Reason.ABORT_NOT_BEGUN:
         return True
-    has_begun = any(entry.state is State.RUNNING for entry in execution.status.history)
     is_over = execution.status.state in (State.FAILED, State.UNKNOWN)
-    return was_armed(execution) and find_target(execution) is not None and is_over and not has_begun
+    return was_armed(execution) and find_target(execution) is not None and is_over and not has_begun(execution.status)
 
 
 def is_ready_to_abort(execution: ScriptExecution) -> bool:

@@ -7,7 +7,7 @@ from datetime import datetime
 from oet_crds.execution import HISTORY_LIMIT, HistoryEntry, ScriptExecutionStatus
 from oet_crds.states import State, is_allowed, is_final
 
-__all__ = ["count_merged", "with_runner_transitions", "with_state"]
+__all__ = ["count_merged", "has_begun", "with_runner_transitions", "with_state"]
 
 
 def with_state(status: ScriptExecutionStatus, state: State, when: datetime) -> ScriptExecutionStatus:
@@ -15,6 +15,11 @@ def with_state(status: ScriptExecutionStatus, state: State, when: datetime) -> S
     last = status.history[-1] if status.history else None
     entry = HistoryEntry.model_construct(seq=last.seq + 1 if last else 1, state=state, time=when)
     return status.model_copy(update={"state": state, "history": [*status.history, entry][-HISTORY_LIMIT:]})
+
+
+def has_begun(status: ScriptExecutionStatus) -> bool:
+    """Tell whether `main` has begun, as far as is known."""
+    return any(entry.state is State.RUNNING for entry in status.history)
 
 
 def count_merged(status: ScriptExecutionStatus) -> int:

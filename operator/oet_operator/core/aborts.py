@@ -9,7 +9,7 @@ from datetime import datetime
 from oet_crds.aborts import build_abort_source, find_ready_abort, is_armed, is_given_up, was_armed
 from oet_crds.conditions import find_condition
 from oet_crds.execution import ExecutionArgs, FunctionArgs, ScriptExecution, ScriptExecutionSpec, WhenBusy
-from oet_crds.history import with_runner_transitions
+from oet_crds.history import has_begun, with_runner_transitions
 from oet_crds.reasons import Reason
 from oet_crds.settings import EngineSettings
 from oet_crds.specs import compute_subarray
@@ -201,10 +201,11 @@ def _build_serving(stopped: ScriptExecution, serving: ScriptExecution) -> Servin
     assert serving.procedure_id is not None
     # As its runner reported it, which need not be copied yet.
     status = with_runner_transitions(serving.status)
-    has_begun = any(entry.state is State.RUNNING for entry in status.history)
     why = ": ".join(text for text in (status.reason, status.message) if text)
     words = f"{status.state} ({why})" if why else str(status.state)
-    return Serving(serving.procedure_id, has_begun, is_given_up(serving), _find_handover(stopped, serving), words)
+    return Serving(
+        serving.procedure_id, has_begun(status), is_given_up(serving), _find_handover(stopped, serving), words
+    )
 
 
 def _find_handover(stopped: ScriptExecution, serving: ScriptExecution) -> datetime | None:

@@ -31,7 +31,7 @@ from oet_crds.execution import (
     ScriptExecutionStatus,
     WhenBusy,
 )
-from oet_crds.history import with_runner_transitions
+from oet_crds.history import has_begun, with_runner_transitions
 from oet_crds.names import RELEASE_ANNOTATION
 from oet_crds.reasons import Reason
 from oet_crds.specs import compute_subarray, describe_script, validate_subarray
@@ -208,8 +208,7 @@ def _is_past(since: datetime | None, seconds: float, now: datetime) -> bool:
 
 def _find_deafness(snapshot: Snapshot, status: ScriptExecutionStatus) -> Reason | None:
     """Return why an abort script that was held is ended: it has not begun, and the stopped execution does not count on it."""
-    has_begun = any(entry.state is State.RUNNING for entry in status.history)
-    is_deaf = not has_begun and _is_past(snapshot.aborts.unclaimed_since, HANDOVER_SECONDS, snapshot.now)
+    is_deaf = not has_begun(status) and _is_past(snapshot.aborts.unclaimed_since, HANDOVER_SECONDS, snapshot.now)
     return Reason.ABORT_NOT_BEGUN if is_deaf else None
 
 

@@ -19,6 +19,7 @@ from oet_crds.alarms import find_alarm
 from oet_crds.conditions import find_condition
 from oet_crds.ends import describe_deadline, find_deadline
 from oet_crds.execution import ScriptExecution, ScriptExecutionStatus
+from oet_crds.history import has_begun
 from oet_crds.names import KIND, STOPPED_BY_ANNOTATION
 from oet_crds.reasons import EventReason, Reason
 from oet_crds.states import ConditionType, DesiredState, State, is_final
@@ -96,9 +97,12 @@ def _find_turns(before: ScriptExecutionStatus, after: ScriptExecutionStatus) -> 
     """Tell of READY, of a start that was refused, and of the start. READY after `main` is no news."""
     known = before.history[-1].seq if before.history else 0
     reached = [entry.state for entry in after.history if entry.seq > known]
-    had_run = any(entry.state is State.RUNNING for entry in before.history)
     notices = []
-    if State.READY in reached and not had_run and reached.index(State.READY) < _find_index(reached, State.RUNNING):
+    if (
+        State.READY in reached
+        and not has_begun(before)
+        and reached.index(State.READY) < _find_index(reached, State.RUNNING)
+    ):
         notices.append(Notice(False, EventReason.READY, "the script is prepared"))
     if after.refusal is not None and after.refusal != before.refusal:
         notices.append(Notice(False, EventReason.START_REFUSED, after.refusal.message))
