@@ -15,7 +15,7 @@ from oet_runner.verdict import Ending, Phase, compute_phase, parse_ending
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, Iterator
 
     from oet_runner.channels import Channels
     from oet_runner.polling import Poller
@@ -34,6 +34,12 @@ READS_PER_PASS = 4
 
 RECORD_READS = 16
 """Reads of the control channel at a time: all that its buffer holds, also when nobody writes to it any more."""
+
+RECORD_ROUNDS = 8
+"""Times that records are read again for one pass: more than a script has states. What lies sends them without end."""
+
+MAX_HEARD_BYTES = 256 * 1024
+"""Messages taken in one go: what they go on to holds 1 MiB of them."""
 
 READS_AT_END = 1024
 """Reads of one channel at most when all processes are gone: 64 MiB, more than the largest pipe holds."""
@@ -59,6 +65,11 @@ def _read(fd: int, size: int) -> bytes | None:
         return None
     except OSError:
         return b""
+
+
+def _count_up_to_beginning(records: list[dict[str, Any]]) -> int:
+    """Return how many records come before what is printed in the same instant."""
+    return max((i + 1 for i, record in enumerate(records) if record.get("state") in _BEGINNINGS), default=0)
 
 
 HOLD_SECONDS = 0.002
@@ -124,25 +135,55 @@ class Listener:
         )
         records = self._read_records() if is_spoken_to else []
         # All that was printed before a record was sent can be read by now.
-        first = max((i + 1 for i, record in enumerate(records) if record.get("state") in _BEGINNINGS), default=0)
+        heard = [self._hear(ready, is_all=bool(records))]
+        # And what was read may have been said in a state that was sent after the records were read.
+        for _ in range(RECORD_ROUNDS if heard[0] else 0):
+            if not (late := self._read_records()):
+                break
+            records += late
+            heard.append(self._hear({}, is_all=True))
+        first = _count_up_to_beginning(records)
         for record in records[:first]:
             self._accept(record)
-        for fd in self._splitters:
-            if fd in ready or records:
-                self._read_output(fd, READS_PER_PASS)
-        if self._channels.message_fd in ready or records:
-            self._read_messages(READS_PER_PASS * 16, is_closed=ready.get(self._channels.message_fd, False))
+        for said in heard:
+            self._tell(said)
+        if ready.get(self._channels.message_fd, False) and self._channels.message_fd in self._open:
+            self._read_last_messages()
+            self._open.discard(self._channels.message_fd)
         for record in records[first:]:
             self._accept(record)
         self._show_partial_lines()
 
+    def _hear(self, ready: dict[int, bool], *, is_all: bool) -> list[tuple[int, bytes]]:
+        """Return what can be read of output and messages, by descriptor; of those that are ready, or of all."""
+        heard = []
+        for fd in self._splitters:
+            if fd in ready or is_all:
+                heard += [(fd, data) for data in self._read_output(fd, READS_PER_PASS)]
+        fd = self._channels.message_fd
+        if fd in ready or is_all:
+            heard += [(fd, datagram) for datagram in self._read_messages(READS_PER_PASS * 16)]
+        return heard
+
+    def _tell(self, heard: list[tuple[int, bytes]]) -> None:
+        """Put what was read into the spool."""
+        for fd, data in heard:
+            if fd == self._channels.message_fd:
+                self._accept_message(data)
+            else:
+                self._accept_output(fd, data)
+
     def drain(self) -> None:
         """Read all that is left, when all processes of the script are gone."""
         records = self._read_records()
+        first = _count_up_to_beginning(records)
+        for record in records[:first]:
+            self._accept(record)
         for fd in self._splitters:
-            self._read_output(fd, READS_AT_END)
+            for data in self._read_output(fd, READS_AT_END):
+                self._accept_output(fd, data)
         self._read_last_messages()
-        for record in records:
+        for record in records[first:]:
             self._accept(record)
         self._last_output = 0.0
         self._show_partial_lines()
@@ -207,7 +248,7 @@ class Listener:
 
     # ---- output --------------------------------------------------------------------------------------------------
 
-    def _read_output(self, fd: int, reads: int) -> None:
+    def _read_output(self, fd: int, reads: int) -> Iterator[bytes]:
         while fd in self._open and reads > 0:
             data = _read(fd, READ_BYTES)
             if data is None:
@@ -216,8 +257,11 @@ class Listener:
                 self._open.discard(fd)
                 return
             reads -= 1
-            self._last_output = time.monotonic()
-            self._spool.add_lines(self._names[fd], self._splitters[fd].feed(data), time.time())
+            yield data
+
+    def _accept_output(self, fd: int, data: bytes) -> None:
+        self._last_output = time.monotonic()
+        self._spool.add_lines(self._names[fd], self._splitters[fd].feed(data), time.time())
 
     def _show_partial_lines(self) -> None:
         if self.compute_timeout(time.monotonic()) == 0.0:
@@ -226,17 +270,15 @@ class Listener:
 
     # ---- messages ------------------------------------------------------------------------------------------------
 
-    def _read_messages(self, reads: int, *, is_closed: bool) -> None:
-        fd = self._channels.message_fd
-        if is_closed and fd in self._open:
-            self._read_last_messages()
-            self._open.discard(fd)
-        while fd in self._open and reads > 0 and not self._spool.is_full_of_messages:
-            datagram = _read(fd, MAX_MESSAGE_BYTES + 1)
+    def _read_messages(self, reads: int) -> Iterator[bytes]:
+        room = 0 if self._spool.is_full_of_messages else MAX_HEARD_BYTES
+        while self._channels.message_fd in self._open and reads > 0 and room > 0:
+            datagram = _read(self._channels.message_fd, MAX_MESSAGE_BYTES + 1)
             if not datagram:
                 return  # Nothing there, or an empty datagram.
             reads -= 1
-            self._accept_message(datagram)
+            room -= len(datagram)
+            yield datagram
 
     def _read_last_messages(self) -> None:
         """Read what nobody can add to any more, however much it is: the kernel's buffer bounds it."""

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import oet_runner.listener as listener_module
 from oet_crds.states import State
 from oet_runner.channels import Channels
 from oet_runner.listener import Listener
@@ -34,15 +35,120 @@ def ends() -> Iterator[dict[str, int]]:
         os.close(fd)
 
 
-@pytest.mark.parametrize("seen", ["message", "out"])
-def test_state_that_poll_missed_comes_before_what_the_script_said_in_it(ends: dict[str, int], seen: str) -> None:
+PATH = [State.IDLE, State.LOADING, State.IDLE, State.READY, State.RUNNING]
+SAID = {"message": json.dumps({"topic": "my.topic", "payload": {}}).encode(), "out": b"said\n", "err": b"said\n"}
+
+
+class Script:
+    """Speaks on the channels as a script's process does, and tells what was heard."""
+
+    def __init__(self, ends: dict[str, int]) -> None:
+        self._ends = ends
+        self._spool = Spool()
+        self.listener = Listener(Channels(ends["control"], ends["out"], ends["err"], ends["message"]), self._spool)
+
+    def enter(self, *states: State) -> None:
+        os.write(
+            self._ends["child_control"], b"".join(json.dumps({"state": state}).encode() + b"\n" for state in states)
+        )
+
+    def say(self, channel: str) -> None:
+        os.write(self._ends[f"child_{channel}"], SAID[channel])
+
+    def receive(self, channel: str) -> None:
+        self.listener.receive({self._ends[channel]: False})
+
+    def read(self) -> list[str]:
+        entries = json.loads(b"[" + self._spool.take_batch() + b"]")
+        return [entry.get("state") or entry.get("line") or entry["topic"] for entry in entries]
+
+
+@pytest.fixture
+def script(ends: dict[str, int]) -> Script:
+    return Script(ends)
+
+
+@pytest.mark.parametrize("channel", SAID)
+def test_state_that_poll_missed_comes_before_what_the_script_said_in_it(script: Script, channel: str) -> None:
     """poll asks one channel after the other: the state is sent after it was asked for, the message before it is."""
-    spool = Spool()
-    listener = Listener(Channels(ends["control"], ends["out"], ends["err"], ends["message"]), spool)
-    path = [State.IDLE, State.LOADING, State.IDLE, State.READY, State.RUNNING]
-    os.write(ends["child_control"], b"".join(json.dumps({"state": state}).encode() + b"\n" for state in path))
-    said = {"message": json.dumps({"topic": "my.topic", "payload": {}}).encode(), "out": b"said\n"}
-    os.write(ends[f"child_{seen}"], said[seen])
-    listener.receive({ends[seen]: False})
-    entries = json.loads(b"[" + spool.take_batch() + b"]")
-    assert [entry.get("state") for entry in entries] == [*path, None], entries
+    script.enter(*PATH)
+    script.say(channel)
+    script.receive(channel)
+    assert script.read()[:-1] == PATH
+
+
+@pytest.mark.parametrize("channel", SAID)
+@pytest.mark.parametrize("late", range(1, len(PATH) + 1))
+def test_states_sent_between_two_reads_come_before_what_the_script_said_in_them(
+    script: Script, ends: dict[str, int], monkeypatch: pytest.MonkeyPatch, channel: str, late: int
+) -> None:
+    """The records are read first: a state can be sent, and something said in it, before the other channels are."""
+    read, is_late = listener_module._read, []
+
+    def _read_late(fd: int, size: int) -> bytes | None:
+        if fd != ends["control"] and not is_late:
+            is_late.append(True)
+            script.enter(*PATH[-late:])
+            script.say(channel)
+        return read(fd, size)
+
+    monkeypatch.setattr(listener_module, "_read", _read_late)
+    if late < len(PATH):
+        script.enter(*PATH[:-late])
+        script.receive("control")
+    else:
+        script.say(channel)
+        script.receive(channel)
+    told = script.read()
+    assert [entry for entry in told if entry in PATH] == PATH
+    assert told[-1] not in PATH
+
+
+@pytest.mark.parametrize("channel", SAID)
+def test_last_words_of_main_come_before_the_state_after_it(
+    script: Script, ends: dict[str, int], monkeypatch: pytest.MonkeyPatch, channel: str
+) -> None:
+    read, is_late = listener_module._read, []
+
+    def _read_late(fd: int, size: int) -> bytes | None:
+        data = read(fd, size)
+        if fd == ends["message"] and not is_late:
+            is_late.append(True)
+            script.say(channel)
+            script.enter(State.READY)
+        return data
+
+    script.enter(*PATH)
+    script.say(channel)
+    monkeypatch.setattr(listener_module, "_read", _read_late)
+    script.receive("control")
+    told = script.read()
+    assert (told[:5], told[7:]) == (PATH, [State.READY])
+
+
+@pytest.mark.parametrize("channel", SAID)
+def test_script_that_is_gone_at_once_said_its_words_after_the_state_they_belong_to(
+    script: Script, channel: str
+) -> None:
+    script.enter(*PATH)
+    script.say(channel)
+    script.listener.drain()
+    assert script.read()[:-1] == PATH
+
+
+def test_records_without_end_do_not_keep_the_listener(
+    script: Script, ends: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only what lies sends so many: a stop must get through all the same."""
+    read = listener_module._read
+
+    def _read_and_write(fd: int, size: int) -> bytes | None:
+        if fd == ends["control"]:
+            script.enter(State.READY)
+        else:
+            script.say("out")
+        return read(fd, size)
+
+    monkeypatch.setattr(listener_module, "_read", _read_and_write)
+    script.receive("control")
+    assert len(script.read()) > 0
