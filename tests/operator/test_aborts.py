@@ -19,7 +19,7 @@ from oet_crds.aborts import (
 )
 from oet_crds.alarms import find_alarm
 from oet_crds.conditions import find_condition
-from oet_crds.execution import AbortStatus, FileScript, GitScript, ScriptExecution, StopOptions
+from oet_crds.execution import AbortStatus, FileScript, GitScript, Grant, ScriptExecution, StopOptions
 from oet_crds.reasons import Outcome, Reason
 from oet_crds.settings import EngineSettings, SettingsError, parse_settings
 from oet_crds.states import ConditionType, DesiredState, Purpose, State
@@ -442,6 +442,30 @@ def test_held_abort_script_that_does_not_begin_is_given_up_and_another_one_takes
     ended, _ = _look(ending, _view(ending, target=taken_back), late, Presence.GONE)
     assert (ended.status.state, ended.status.reason) == (State.FAILED, Reason.ABORT_NOT_BEGUN)
     assert CreateAbort(1, inherit=True) in _look(taken_back, _view(taken_back, serving=ended), late)[1].actions
+
+
+@pytest.mark.parametrize("after_seconds", [0.0, HANDOVER_SECONDS, 60.0])
+def test_held_abort_script_that_is_told_late_has_as_long_to_begin(make: Any, after_seconds: float) -> None:
+    """The REST server tells it so in its spec, when it is told of the script's end: no time is left behind."""
+    told_at = make.now + timedelta(seconds=after_seconds)
+    stopped = _stopped(make, abort=AbortStatus(procedure_id=5))
+    told = _ready(make, abort_of=stopped.uid, desired_state=DesiredState.RUNNING)
+    # Also before that is noted nobody takes it for deaf.
+    assert _look(stopped, _view(stopped, serving=told), told_at)[0].status.abort == AbortStatus(procedure_id=5)
+    noted, plan = _look(told, _view(told, target=stopped), told_at, Presence.ALIVE)
+    assert plan.actions == ()
+    assert noted.status.grant == Grant(time=told_at, subarray=1, standing=False, abort_of=stopped.uid)
+    for seconds, is_lost in ((HANDOVER_SECONDS - 0.1, False), (HANDOVER_SECONDS, True)):
+        now = told_at + timedelta(seconds=seconds)
+        waiting, _ = _look(stopped, _view(stopped, serving=noted), now)
+        assert (waiting.status.abort is None) is is_lost
+        ending, _ = _look(noted, _view(noted, target=waiting), now, Presence.ALIVE)
+        assert is_given_up(ending) is is_lost
+
+
+def test_held_abort_script_that_is_told_for_whom_and_not_to_begin_does_not(make: Any) -> None:
+    named = _ready(make, abort_of="somebody")
+    assert _look(named, _view(named), make.now, Presence.ALIVE)[0].status.grant == named.status.grant
 
 
 def test_held_abort_script_that_begins_late_is_counted_on_again(make: Any) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from datetime import datetime
 
-from oet_crds.aborts import build_abort_source, find_ready_abort, is_armed, is_given_up, was_armed
+from oet_crds.aborts import build_abort_source, find_ready_abort, is_armed, is_given_up
 from oet_crds.conditions import find_condition
 from oet_crds.execution import ExecutionArgs, FunctionArgs, ScriptExecution, ScriptExecutionSpec, WhenBusy
 from oet_crds.history import has_begun, with_runner_transitions
@@ -209,11 +209,11 @@ def _build_serving(stopped: ScriptExecution, serving: ScriptExecution) -> Servin
 
 
 def _find_handover(stopped: ScriptExecution, serving: ScriptExecution) -> datetime | None:
-    """Return when an abort script that was held was told to begin, None when it was not held."""
+    """Return when an abort script that was held was told to begin; None when it was not held, or that is not noted yet."""
     grant, history = serving.status.grant, stopped.status.history
-    if grant is None or not was_armed(serving) or not stopped.is_finished or not history:
+    if grant is None or grant.standing is not False or not stopped.is_finished or not history:
         return None
-    # The REST server may have told it to, which changes the spec and leaves no time behind: after the script's end.
+    # It waits for the subarray until the script's end is confirmed.
     return max(grant.time, history[-1].time)
 
 

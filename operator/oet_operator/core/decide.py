@@ -480,8 +480,18 @@ def _with_idleness(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptE
 
 
 def _with_standing_grant(snapshot: Snapshot, status: ScriptExecutionStatus) -> ScriptExecutionStatus:
-    """Let an abort script that is READY begin as soon as it is told for whom: it is needed, so it is the only one that may."""
+    """Let an abort script that is READY begin as soon as it is told for whom: it is needed, so it is the only one that may.
+
+    Where it was told so, note since when.
+    """
     execution = snapshot.execution
+    is_told = execution.spec.abort_of is not None and execution.spec.desired_state is DesiredState.RUNNING
+    if status.grant is not None and status.grant.standing and is_told:
+        # Whoever told it, as the REST server does, left no time behind: it may take as long to begin from here on.
+        used = Grant.model_construct(
+            time=snapshot.now, subarray=status.grant.subarray, standing=False, abort_of=execution.spec.abort_of
+        )
+        return status.model_copy(update={"grant": used})
     is_due = status.state is State.READY and status.grant is None and snapshot.aborts.is_needed
     if not is_due or not is_armed(execution) or execution.spec.desired_state is not DesiredState.READY:
         return status
