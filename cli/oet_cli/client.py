@@ -5,7 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin, urlsplit
@@ -115,10 +115,26 @@ class Client:
         body = {"state": str(State.RUNNING), "script_args": {"main": main}, **_say_why(reason)}
         return self._check_procedure(self._write("PUT", f"/procedures/{procedure_id}", body))
 
-    def stop(self, procedure_id: int, *, abort: bool, reason: str | None = None) -> str:
-        """Stop a procedure; returns the server's words once it is certain. `reason` is why, None for no word of it."""
+    def stop(
+        self,
+        procedure_id: int,
+        *,
+        abort: bool,
+        reason: str | None = None,
+        tell: Callable[[float], None] | None = None,
+    ) -> str:
+        """Stop a procedure; returns the server's words once it is certain.
+
+        Args:
+            procedure_id: Which one.
+            abort: Whether the abort script is to run afterwards.
+            reason: Why; None for no word of it.
+            tell: Called several times a second while it is not certain, with how many seconds that has lasted.
+        """
         body = {"state": str(State.STOPPED), "abort": abort, **_say_why(reason)}
-        answer = self._write("PUT", f"/procedures/{procedure_id}", body, STOP_SECONDS)
+        timeout = (self._connect_seconds, STOP_SECONDS)
+        path = f"/procedures/{procedure_id}"
+        answer = self._parse(wait_aside(lambda: self._send("PUT", path, json=body, timeout=timeout), tell))
         if not isinstance(answer, dict) or "abort_message" not in answer:
             raise self._build_stranger()
         return str(answer["abort_message"])
@@ -196,8 +212,8 @@ class Client:
         with self._explained(is_read=True):
             return self._check(self._open().get(self.url + path, **options))
 
-    def _write(self, method: str, path: str, body: Mapping[str, Any], seconds: float | None = None) -> Any:
-        timeout = (self._connect_seconds, seconds or self._read_seconds)
+    def _write(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
+        timeout = (self._connect_seconds, self._read_seconds)
         return self._parse(wait_aside(lambda: self._send(method, path, json=body, timeout=timeout)))
 
     def _send(self, method: str, path: str, **options: Any) -> bytes:

@@ -14,7 +14,17 @@ from oet_cli.texts import describe_event, describe_wait
 from oet_crds.states import State, is_final
 from oet_crds.topics import EntryKind, Topic
 
-__all__ = ["Follower", "Pauses", "Waiting", "ask_patiently", "find_new_state", "find_newest", "is_over", "print_entry"]
+__all__ = [
+    "Follower",
+    "Pauses",
+    "StopWait",
+    "Waiting",
+    "ask_patiently",
+    "find_new_state",
+    "find_newest",
+    "is_over",
+    "print_entry",
+]
 
 SHORTEST_PAUSE_SECONDS = 0.01
 LONGEST_PAUSE_SECONDS = 0.3
@@ -80,6 +90,26 @@ class Waiting:
         if text and text != self._told:
             self._screen.note(f"- {text}")
         self._told = text
+
+
+class StopWait:
+    """Tells that a stop is not certain yet: once, where it takes longer than most."""
+
+    def __init__(self, procedure_id: int, screen: Screen) -> None:
+        """Tell it of a procedure, on a screen."""
+        self._name = f"Procedure {procedure_id}"
+        self._screen = screen
+        self._is_told = False
+
+    def tell(self, seconds: float) -> None:
+        """Tell that the stop has been asked for so many seconds ago."""
+        if seconds >= WAIT_SECONDS and not self._is_told:
+            self._is_told = True
+            self._screen.note(
+                f"- {self._name} is told to stop and has not ended yet: its script may tidy up until its grace period is over. "
+                "The answer comes when its end is certain"
+            )
+        self._screen.show(f"{self._name} is being stopped")
 
 
 class Follower:

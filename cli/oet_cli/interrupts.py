@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -17,6 +18,9 @@ from typing import Any, TypeVar
 __all__ = ["raise_pending", "raised", "take_interrupt", "wait_aside"]
 
 _Answer = TypeVar("_Answer")
+
+TELL_SECONDS = 0.2
+"""How often somebody who waits is told so: the seconds on a terminal go on evenly."""
 
 _pending = False
 
@@ -47,18 +51,20 @@ def raise_pending() -> None:
         raise KeyboardInterrupt
 
 
-def wait_aside(ask: Callable[[], _Answer]) -> _Answer:
+def wait_aside(ask: Callable[[], _Answer], tell: Callable[[float], None] | None = None) -> _Answer:
     """Run a function in a thread of its own, so that Ctrl-C interrupts nothing but the waiting for it.
 
     Args:
         ask: What to run. After an interruption it goes on alone, until its own end or that of the process.
+        tell: Called several times a second while it runs, with how many seconds it has; None: nobody is told.
 
     Returns:
         What it returned; what it raised is raised here.
     """
-    from concurrent.futures import Future
+    from concurrent.futures import Future, wait
 
     raise_pending()
+    begun = time.monotonic()
     outcome: Future[_Answer] = Future()
 
     def work() -> None:
@@ -68,6 +74,8 @@ def wait_aside(ask: Callable[[], _Answer]) -> _Answer:
             outcome.set_exception(error)
 
     threading.Thread(target=work, daemon=True).start()
+    while tell is not None and not wait([outcome], TELL_SECONDS).done:
+        tell(time.monotonic() - begun)
     return outcome.result()
 
 

@@ -12,7 +12,7 @@ from oet_cli.arguments import parse_words
 from oet_cli.client import Client
 from oet_cli.events import events
 from oet_cli.exits import EPILOG, CliError, Exit, compute_exit
-from oet_cli.following import Follower, Pauses, Waiting, ask_patiently, find_newest, is_over, print_entry
+from oet_cli.following import Follower, Pauses, StopWait, Waiting, ask_patiently, find_newest, is_over, print_entry
 from oet_cli.options import (
     ScriptCommand,
     build_request,
@@ -160,12 +160,15 @@ def stop(server_url: str, pid: int | None, run_abort: bool, reason: str | None) 
             text = "WARNING: More than one procedure is running. Specify ID of the procedure to stop."
             raise CliError(text, Exit.USAGE)
         pid = running[0]
+    screen = Screen()
     try:
-        click.echo(client.stop(pid, abort=run_abort, reason=reason))
+        screen.write(client.stop(pid, abort=run_abort, reason=reason, tell=StopWait(pid, screen).tell))
     except KeyboardInterrupt:
         text = f"\nThe stop stays in force if it reached the server. See: oet procedure wait --pid={pid}"
         click.echo(text, err=True)
         raise
+    finally:
+        screen.clear()
 
 
 @procedure.command(cls=ScriptCommand)

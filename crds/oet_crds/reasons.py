@@ -67,8 +67,6 @@ class Reason(str, Enum):
     """Another execution is running on the subarray."""
     UNSUPPORTED_SOURCE = "UnsupportedSource"
     """This engine cannot fetch scripts from such a source."""
-    ORPHAN_LEFT = "OrphanLeft"
-    """Processes of the script could not be ended or not be observed; what they do is not known."""
     INVALID_SPEC = "InvalidSpec"
     """The spec passed the API server and yet means nothing that can be run; the message says what."""
     POD_REJECTED = "PodRejected"

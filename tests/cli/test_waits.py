@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
+from oet_support import wait_until
 
-from oet_cli import following
+from oet_cli import following, interrupts
 from oet_cli.texts import describe_event, describe_wait
 from oet_crds.reasons import Reason
 from oet_crds.states import State
@@ -173,3 +174,28 @@ def test_event_of_a_wait_is_a_line() -> None:
         "message": "no node",
     }
     assert describe_event(event) == "Procedure 5 is CREATING: no node (Unschedulable)"
+
+
+@pytest.mark.parametrize("is_long", [True, False])
+def test_stop_that_takes_long_says_once_what_it_waits_for(
+    server: Any, oet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, is_long: bool
+) -> None:
+    monkeypatch.setattr(interrupts, "TELL_SECONDS", 0.01)
+    monkeypatch.setattr(following, "WAIT_SECONDS", 0.0 if is_long else 60.0)
+    looks, told = [], following.StopWait.tell
+
+    def tell(self: Any, seconds: float) -> None:
+        looks.append(seconds)
+        told(self, seconds)
+
+    monkeypatch.setattr(following.StopWait, "tell", tell)
+
+    def stop(asked: Any) -> dict[str, str]:
+        wait_until(lambda: len(looks) > 3, 30, "nobody is told")
+        return {"abort_message": "Successfully stopped script with ID 1"}
+
+    server.play("PUT /procedures/1", stop)
+    done = oet("procedure", "stop", "--pid=1")
+    assert done.out == "Successfully stopped script with ID 1\n"
+    assert done.err.count("is told to stop and has not ended yet") == is_long
+    assert looks == sorted(looks)

@@ -293,9 +293,7 @@ def test_stack_trace_is_kept(make: Any) -> None:
             Presence.STUCK, STOP, Reason.POD_REJECTED, State.STOPPED, Reason.STOP_REQUESTED, id="stuck_when_stopped"
         ),
         pytest.param(Presence.LOST, RUN, None, State.UNKNOWN, Reason.NODE_LOST, id="lost"),
-        pytest.param(
-            Presence.LOST, STOP, Reason.ORPHAN_LEFT, State.UNKNOWN, Reason.ORPHAN_LEFT, id="lost_when_stopped"
-        ),
+        pytest.param(Presence.LOST, STOP, Reason.POD_LOST, State.UNKNOWN, Reason.POD_LOST, id="lost_when_stopped"),
     ],
 )
 def test_runner_that_is_gone_without_a_report_ends_the_execution(
