@@ -12,8 +12,9 @@ import pytest
 from oet_crds.errors import NotFoundError, UnavailableError
 from oet_crds.execution import ScriptExecution
 from oet_crds.states import State
-from oet_crds.topics import EntryKind
+from oet_crds.topics import EntryKind, Topic
 from oet_operator.local import store as store_module
+from oet_operator.local import unsaved as unsaved_module
 from oet_operator.local.database import Database
 from oet_operator.local.store import At, LocalStore
 
@@ -197,22 +198,59 @@ def test_full_disk_keeps_the_truth_and_writes_it_when_it_can(store: LocalStore, 
     assert [entry.id for entry in reopened.read_entries(0, 10_000)] == sent
 
 
-def test_full_disk_for_long_gives_up_printed_lines_but_no_message(
+def _print(store: LocalStore, procedure_id: int, line: str) -> None:
+    with store.transaction(durable=False) as transaction:
+        transaction.append(procedure_id, EntryKind.LOG, Topic.LOG, {"line": line}, At(seq=store.last_id() + 1))
+
+
+def test_full_disk_hides_nothing_that_waits_for_it(
     store: LocalStore, add: Add, database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(store_module, "UNSAVED_LIMIT", 10)
-    add()
+    """The memory for streams is short; what is older and not written is read all the same, page by page."""
+    monkeypatch.setattr(store_module, "RECENT_BYTES", 1)
+    for _ in range(2):
+        add()
+    _print(store, 1, "before")
     _fill_disk(database)
     while store.write_error is None:
         _say(store, 1, "x" * 4000)
-    for number in range(20):
-        _say(store, 1, str(number), EntryKind.LOG)
-        _say(store, 1, str(number), EntryKind.MESSAGE)
+    for number in range(100):
+        _print(store, 1 + number % 2, str(number))
+    wanted = ["before", *map(str, range(0, 100, 2))]
+    for limit in (1, 7, 1000):
+        after, lines = 0, []
+        while page := store.read_entries(after, limit, 1, [EntryKind.LOG]):
+            assert len(page) <= limit
+            after = page[-1].id
+            lines += [entry.payload["line"] for entry in page]
+        assert lines == wanted
+    everything = [entry.id for entry in store.read_entries(0, 100_000)]
+    assert everything == list(range(1, store.last_id() + 1))
     _free_disk(database)
     store.retry_unsaved()
-    kinds = [entry.kind for entry in database.read_entries(0, 1000, None, None) if len(entry.payload["text"]) < 100]
-    assert kinds.count(EntryKind.MESSAGE) == 20
-    assert kinds.count(EntryKind.LOG) <= 10
+    assert [entry.id for entry in database.read_entries(0, 100_000, None, None)] == everything
+
+
+def test_full_disk_for_long_gives_up_printed_lines_says_how_many_and_loses_no_message(
+    store: LocalStore, add: Add, database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(unsaved_module, "UNSAVED_LIMIT", 30)
+    for _ in range(2):
+        add()
+    _fill_disk(database)
+    while store.write_error is None:
+        _say(store, 1, "x" * 4000)
+    for number in range(100):
+        _print(store, 1 + number % 2, str(number))
+        _say(store, 1, str(number))
+    _free_disk(database)
+    store.retry_unsaved()
+    for procedure_id in (1, 2):
+        lines = [one.payload for one in database.read_entries(0, 1000, procedure_id, [EntryKind.LOG])]
+        assert sum(payload.get("dropped", 1) for payload in lines) == 50
+        assert len(lines) < 20
+    messages = database.read_entries(0, 1000, 1, [EntryKind.MESSAGE])
+    assert [one.payload["text"] for one in messages if len(one.payload["text"]) < 100] == list(map(str, range(100)))
 
 
 def test_newer_file_is_refused(tmp_path: Path) -> None:

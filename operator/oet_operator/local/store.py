@@ -31,6 +31,7 @@ from oet_operator.local.database import (
     build_insert_entry,
     build_upsert,
 )
+from oet_operator.local.unsaved import Unsaved
 
 __all__ = ["At", "LocalStore", "Transaction"]
 
@@ -41,9 +42,6 @@ RECENT_BYTES = 8 * 1024 * 1024
 
 _ENTRY_OVERHEAD_BYTES = 512
 """About what an entry costs in memory besides its text, measured with `sys.getsizeof` on CPython 3.11."""
-
-UNSAVED_LIMIT = 20_000
-"""Statements that wait in memory while the disk takes none; past it printed lines are given up, states and messages not."""
 
 PRUNE_ENTRIES_AT_ONCE = 2000
 """Rows deleted in one commit: about 10 ms on the reference machine."""
@@ -137,9 +135,8 @@ class Transaction:
         return not (self.executions or self.entries or self.removed)
 
     def build_statements(self) -> list[Statement]:
-        """Return what is to be written."""
+        """Return what is to be written beside the entries."""
         statements = [build_upsert(execution) for execution in self.executions.values()]
-        statements += [build_insert_entry(entry) for entry in self.entries]
         for procedure_id in self.removed:
             statements += build_delete(procedure_id)
         return statements
@@ -158,7 +155,7 @@ class LocalStore:
         self._recent: deque[TimelineEntry] = deque()
         self._recent_bytes = 0
         self._news = threading.Condition()
-        self._unsaved: list[Statement] = []
+        self._unsaved = Unsaved()
         self.write_error: str | None = None
         for execution in database.read_executions():
             assert execution.procedure_id is not None
@@ -210,15 +207,21 @@ class LocalStore:
         self, after: int, limit: int, procedure_id: int | None = None, kinds: Collection[EntryKind] | None = None
     ) -> Sequence[TimelineEntry]:
         """Return entries after an id, in order, at most `limit`; None for a filter means all."""
-        recent = self._read_recent(after)
-        if recent is None:
-            return self._database.read_entries(after, limit, procedure_id, kinds)
+        stored: Sequence[TimelineEntry] = ()
+        entries = self._read_recent(after)
+        if entries is None:
+            # Asked first: what is written meanwhile is in both, and not in none.
+            entries = self._unsaved.list_entries()
+            stored = self._database.read_entries(after, limit, procedure_id, kinds)
+            after = stored[-1].id if stored else after
         chosen = (
             entry
-            for entry in recent
-            if (procedure_id is None or entry.procedure_id == procedure_id) and (kinds is None or entry.kind in kinds)
+            for entry in entries
+            if entry.id > after
+            and (procedure_id is None or entry.procedure_id == procedure_id)
+            and (kinds is None or entry.kind in kinds)
         )
-        return [entry for entry, _ in zip(chosen, range(limit), strict=False)]
+        return [*stored, *(entry for entry, _ in zip(chosen, range(limit - len(stored)), strict=False))]
 
     def _read_recent(self, after: int) -> Sequence[TimelineEntry] | None:
         """Return the entries after an id from memory, None when memory does not reach back so far."""
@@ -249,7 +252,7 @@ class LocalStore:
             transaction = Transaction(self, self._last_id)
             yield transaction
             if not transaction.is_empty:
-                self._write(transaction.build_statements(), durable)
+                self._write(transaction.build_statements(), transaction.entries, durable=durable)
                 self._publish(transaction)
 
     @property
@@ -261,7 +264,7 @@ class LocalStore:
         """Write what the disk did not take before."""
         with self._lock:
             if self._unsaved:
-                self._write([], durable=False)
+                self._write([], [], durable=False)
 
     def prune_entries(self) -> bool:
         """Delete some entries of removed executions. Returns whether more are left."""
@@ -275,9 +278,10 @@ class LocalStore:
                 _log.warning("cannot delete entries of removed executions: %s", error)
                 return False
 
-    def _write(self, statements: _Statements, durable: bool) -> None:
+    def _write(self, statements: _Statements, entries: Sequence[TimelineEntry], *, durable: bool) -> None:
         try:
-            self._database.write([*self._unsaved, *statements])
+            unsaved = self._unsaved.build_statements() if self._unsaved else ()
+            self._database.write([*unsaved, *statements, *map(build_insert_entry, entries)])
         except sqlite3.Error as error:
             if self.write_error is None:
                 _log.error("cannot write %s: %s", self._database.path, error)
@@ -286,16 +290,12 @@ class LocalStore:
                 raise UnavailableError(
                     f"The store takes nothing: {self.write_error}. Free the disk and try again"
                 ) from error
-            self._unsaved += statements
-            self._bound_unsaved()
+            self._unsaved.add(statements, entries)
         else:
             if self.write_error is not None:
                 _log.info("writes %s again", self._database.path)
-            self._unsaved, self.write_error = [], None
-
-    def _bound_unsaved(self) -> None:
-        if len(self._unsaved) > UNSAVED_LIMIT:
-            self._unsaved = [one for one in self._unsaved if str(EntryKind.LOG) not in one[1]]
+            self._unsaved.clear()
+            self.write_error = None
 
     def _publish(self, transaction: Transaction) -> None:
         executions = dict(self._executions)
