@@ -124,11 +124,11 @@ def start(server_url: str, /, words: tuple[str, ...], pid: int | None, listen: b
 
 def _show_events(follower: Follower, screen: Screen, output: str) -> Exit:
     """Show what a procedure does until it has ended. JSON or YAML on standard output stays alone there."""
-    is_table = output == "table"
-    if is_table:
+    write = screen.write if output == "table" else screen.note
+    if output == "table":
         screen.write("\nEvents\n------\n")
     for entry in follower:
-        print_entry(entry, screen, screen.write if is_table else screen.note)
+        print_entry(entry, screen, write, write)
     return follower.find_exit()
 
 

@@ -469,10 +469,10 @@ def test_start_shows_everything_after_the_start_and_tells_the_end(oet: Any, serv
 
 
 def test_start_for_programs_leaves_the_events_out_of_the_result(oet: Any, server: Any) -> None:
-    _play_start(server, [_state(8, "COMPLETE")])
+    _play_start(server, [_line(8, "printed"), _state(9, "COMPLETE")])
     done = oet("procedure", "start", "-o", "json")
     assert json.loads(done.out)["id"] == 1
-    assert done.err == "- Procedure 1 is COMPLETE\n"
+    assert done.err == "printed\n- Procedure 1 is COMPLETE\n"
 
 
 @pytest.mark.parametrize("failures", [1, 5])
