@@ -73,6 +73,12 @@ def _check_clean(text: str) -> str:
     return text
 
 
+def _check_said(text: str) -> str:
+    if not text.strip():
+        raise ValueError("say in words why it is certain that the script does not run")
+    return text
+
+
 def _check_prefix(text: str, prefix: str, kind: str) -> str:
     if re.search(PASSWORD_IN_URL, text):
         raise ValueError("it holds a password, which everybody would see who sees the execution: leave it out")
@@ -241,7 +247,13 @@ class ReleaseProcedure(Request):
     """Body of POST /procedures/{id}/release."""
 
     reason: Annotated[
-        str, Clean, Field(min_length=1, max_length=MAX_REASON_CHARS, json_schema_extra={"pattern": "^[^\\u0000]+$"})
+        str,
+        Clean,
+        AfterValidator(_check_said),
+        Field(
+            max_length=MAX_REASON_CHARS,
+            json_schema_extra={"minLength": 1, "pattern": "^[^\\u0000]*[^\\u0000\\s][^\\u0000]*$"},
+        ),
     ] = Field(
         description="Why it is certain that the script does not run, in the caller's words; kept with the procedure."
     )

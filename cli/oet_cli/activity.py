@@ -101,7 +101,7 @@ def _follow(client: Client, found: dict[str, Any], screen: Screen, output: str) 
         screen.write("\nEvents\n------\n")
     follower = Follower(client, int(found["procedure_id"]), screen)
     for entry in follower:
-        print_entry(entry, screen, write)
+        print_entry(entry, screen, write, write)
         if follower.state is State.READY:
             if found["prepare_only"]:
                 return Exit.OK

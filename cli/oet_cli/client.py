@@ -13,6 +13,7 @@ from urllib.parse import urljoin, urlsplit
 from oet_cli.exits import CliError, Exit
 from oet_cli.interrupts import raise_pending, wait_aside
 from oet_cli.sse import EventStream
+from oet_crds.git import mask_secrets
 from oet_crds.states import State
 from oet_crds.topics import EntryKind, Severity
 
@@ -66,7 +67,8 @@ def _describe_problem(problem: object) -> str:
         return str(problem)
     loc = problem.get("loc")
     place = ".".join(str(part) for part in loc) if isinstance(loc, list) else ""
-    text = str(problem.get("msg", "not valid"))
+    # The library that checks bodies puts this before what OET says.
+    text = str(problem.get("msg", "not valid")).removeprefix("Value error, ")
     return f"{place}: {text}" if place else text
 
 
@@ -94,6 +96,8 @@ class Client:
             read_seconds: How long to wait for the answer to anything but a stop.
         """
         self.url = url.rstrip("/")
+        self.shown = mask_secrets(self.url)
+        """The same, as it may be printed."""
         self._connect_seconds = connect_seconds
         self._read_seconds = read_seconds
         self._reader: requests.Session | None = None
@@ -173,7 +177,8 @@ class Client:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": last_id} if last_id else {})}
         timeout = (self._connect_seconds, SILENCE_SECONDS)
         answer = wait_aside(lambda: self._get(path, headers=headers, stream=True, timeout=timeout))
-        return EventStream(self._iterate_chunks(answer), last_id)
+        # The server says where a new stream begins: what happens before its first event would be missed otherwise.
+        return EventStream(self._iterate_chunks(answer), last_id or answer.headers.get("Last-Event-ID", ""))
 
     def _iterate_chunks(self, answer: requests.Response) -> Iterator[bytes]:
         with answer, self._explained(is_read=True):
@@ -222,7 +227,9 @@ class Client:
             answer = session.request(method, self.url + path, allow_redirects=False, **options)
         if answer.is_redirect:
             where = urljoin(self.url + path, answer.headers["Location"]).removesuffix(path)
-            raise CliError(f"{self.url} has moved to {where}; name that with OET_URL or --server-url", Exit.USAGE)
+            raise CliError(
+                f"{self.shown} has moved to {mask_secrets(where)}; name that with OET_URL or --server-url", Exit.USAGE
+            )
         return bytes(self._check(answer).content)
 
     def _open(self) -> requests.Session:
@@ -248,19 +255,19 @@ class Client:
         try:
             yield
         except wrong as error:
-            raise CliError(f"{self.url} is not a URL: {error}", Exit.USAGE) from error
+            raise CliError(f"{self.shown} is not a URL: {mask_secrets(str(error))}", Exit.USAGE) from error
         except requests.exceptions.ReadTimeout as error:
-            text = f"{self.url} did not answer in time" + ("" if is_read else _IN_DOUBT)
+            text = f"{self.shown} did not answer in time" + ("" if is_read else _IN_DOUBT)
             raise CliError(text, Exit.NOT_CERTAIN) from error
         except (requests.exceptions.RequestException, urllib3.exceptions.HTTPError) as error:
             cause = _find_cause(error)
             if _is_unconnected(error):
                 raise CliError(
-                    f"cannot reach OET at {self.url} ({cause})\n"
+                    f"cannot reach OET at {self.shown} ({cause})\n"
                     "Start it with `make rest`, or name another server with OET_URL or --server-url.",
                     Exit.UNREACHABLE,
                 ) from error
-            text = f"the connection to {self.url} broke ({cause})" + ("" if is_read else _IN_DOUBT)
+            text = f"the connection to {self.shown} broke ({cause})" + ("" if is_read else _IN_DOUBT)
             raise LostError(text, Exit.UNREACHABLE if is_read else Exit.NOT_CERTAIN) from error
 
     def _check(self, answer: requests.Response) -> requests.Response:
@@ -276,7 +283,7 @@ class Client:
                 code = Exit.ABORT_FAILED
         except ValueError:
             text = " ".join(answer.text.split())[:MAX_TEXT_CHARS]
-            detail = f"{self.url} answered {status} {answer.reason}: {text}"
+            detail = f"{self.shown} answered {status} {answer.reason}: {text}"
         raise CliError(detail, code, status)
 
     def _parse(self, answer: bytes) -> Any:
@@ -316,7 +323,7 @@ class Client:
 
     def _build_stranger(self) -> CliError:
         # With a status, for it did answer: asking again would not help.
-        return CliError(f"{self.url} does not answer as OET does; check the URL", Exit.UNREACHABLE, 200)
+        return CliError(f"{self.shown} does not answer as OET does; check the URL", Exit.UNREACHABLE, 200)
 
 
 def _say_why(reason: str | None) -> Mapping[str, Any]:
@@ -343,7 +350,7 @@ def _is_unconnected(error: BaseException) -> bool:
 def _find_cause(error: BaseException) -> str:
     """Return the innermost reason of a chain, which is the one that helps."""
     text = str(error)
-    while (inner := error.__cause__ or error.__context__) is not None:
+    while (inner := error.__cause__ or (None if error.__suppress_context__ else error.__context__)) is not None:
         error = inner
         text = str(error) or text
     return text.rsplit("] ", 1)[-1]

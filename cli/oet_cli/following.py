@@ -233,13 +233,19 @@ def is_over(state: str) -> bool:
     return state in set(State) and is_final(State(state))
 
 
-def print_entry(entry: Mapping[str, Any], screen: Screen, write_event: Callable[[str], None]) -> None:
+def print_entry(
+    entry: Mapping[str, Any],
+    screen: Screen,
+    write_event: Callable[[str], None],
+    write_line: Callable[[str], None] | None = None,
+) -> None:
     """Print an entry of a timeline.
 
     Args:
         entry: The entry.
         screen: Takes what the script printed: on standard error what it printed there, on standard output the rest.
         write_event: Takes the line that tells of anything else.
+        write_line: Takes what the script printed on standard output instead; None: the screen does.
     """
     kind, payload = entry.get("kind"), entry.get("payload") or {}
     if kind == EntryKind.ACTION:
@@ -253,4 +259,4 @@ def print_entry(entry: Mapping[str, Any], screen: Screen, write_event: Callable[
     elif payload.get("stream") == "stderr":
         screen.note(str(payload.get("line", "")))
     else:
-        screen.write(str(payload.get("line", "")))
+        (write_line or screen.write)(str(payload.get("line", "")))

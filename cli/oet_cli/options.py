@@ -215,8 +215,14 @@ def build_script(name: str, git: dict[str, Any]) -> dict[str, Any]:
         )
     path = Path(name)
     if not path.is_file():
-        raise click.UsageError(f"There is no script {name} in {os.getcwd()}.")
+        raise click.UsageError(_describe_missing(path))
     return {"script_type": "filesystem", "script_uri": f"file://{path.absolute()}"}
+
+
+def _describe_missing(path: Path) -> str:
+    if path.exists():
+        return f"{path} is no file: name the script itself."
+    return f"There is no script {path}" + ("." if path.is_absolute() else f" in {os.getcwd()}.")
 
 
 def build_request(

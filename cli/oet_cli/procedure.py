@@ -124,11 +124,11 @@ def start(server_url: str, /, words: tuple[str, ...], pid: int | None, listen: b
 
 def _show_events(follower: Follower, screen: Screen, output: str) -> Exit:
     """Show what a procedure does until it has ended. JSON or YAML on standard output stays alone there."""
-    is_table = output == "table"
-    if is_table:
+    write = screen.write if output == "table" else screen.note
+    if output == "table":
         screen.write("\nEvents\n------\n")
     for entry in follower:
-        print_entry(entry, screen, screen.write if is_table else screen.note)
+        print_entry(entry, screen, write, write)
     return follower.find_exit()
 
 
@@ -262,7 +262,8 @@ def wait(server_url: str, pid: int | None, wanted: str | None, timeout: float | 
     # A server that is not there to begin with is told at once; one that goes away later may come back.
     first = _find_last(client, "wait for") if pid is None else client.get(pid)
     found = _wait_for(client, first, State(wanted) if wanted else None, timeout)
-    click.echo(f"Procedure {found['id']} is {found['state']}", err=True)
+    why = _describe_why(found) if is_over(found["state"]) and found["state"] != State.COMPLETE else ""
+    click.echo(f"Procedure {found['id']} is {found['state']}{why}", err=True)
     return Exit.OK if wanted else compute_exit(found["state"])
 
 
@@ -300,11 +301,13 @@ def _is_reached(found: dict[str, Any], wanted: State | None) -> bool:
     if state == wanted or any(entry[0] == wanted for entry in found["history"]["process_states"]):
         return True
     if is_over(state):
-        why = f": {found['message']}" if found.get("message") else ""
-        raise CliError(
-            f"Procedure {found['id']} is {state}, not {wanted}{why}", compute_exit(state) or Exit.NOT_CERTAIN
-        )
+        text = f"Procedure {found['id']} is {state}, not {wanted}{_describe_why(found)}"
+        raise CliError(text, compute_exit(state) or Exit.NOT_CERTAIN)
     return False
+
+
+def _describe_why(found: dict[str, Any]) -> str:
+    return f": {found['message']}" if found.get("message") else ""
 
 
 procedure.add_command(events)

@@ -58,16 +58,17 @@ def run(server_url: str, /, words: tuple[str, ...], subarray_id: int | None, ini
     # SIGTERM is taken for Ctrl-C: who ends this command, such as `timeout`, wants the script ended.
     with raised(signal.SIGTERM):
         pid = _create(client, request)
-        follower = Follower(client, pid, screen)
+        follower, is_told = Follower(client, pid, screen), False
         try:
             try:
                 _follow(client, pid, follower, merge_calls(main, args, kwargs), screen)
             except KeyboardInterrupt:
                 take_interrupt()
+                is_told = True
                 _stop(client, pid, follower, screen)
             return follower.find_exit()
         except (KeyboardInterrupt, BrokenPipeError):
-            screen.note(f"Left procedure {pid}; stop it with: oet procedure stop --pid={pid}")
+            screen.note(_describe_leaving(pid, is_told))
             raise
         except CliError as error:
             if error.code in (Exit.UNREACHABLE, Exit.NOT_CERTAIN):
@@ -75,6 +76,12 @@ def run(server_url: str, /, words: tuple[str, ...], subarray_id: int | None, ini
             raise
         finally:
             screen.clear()
+
+
+def _describe_leaving(pid: int, is_told: bool) -> str:
+    if is_told:
+        return f"Left procedure {pid} before its stop was certain; see how it ends with: oet procedure wait --pid={pid}"
+    return f"Left procedure {pid}; stop it with: oet procedure stop --pid={pid}"
 
 
 def _create(client: Client, request: dict[str, Any]) -> int:

@@ -121,9 +121,9 @@ _REQUEST = "request."
 
 def _describe_origin(event: Event) -> str:
     """Return who asked and why, in brackets; empty where neither is known."""
-    user, reason = event.get("user"), event.get("reason")
+    user, reason = event.get("user"), " ".join(str(event.get("reason") or "").split())
     words = [f"by {user}"] if user else []
-    words += [f"because: {' '.join(str(reason).split())}"] if reason else []
+    words += [f"because: {reason}"] if reason else []
     return f" ({', '.join(words)})" if words else ""
 
 

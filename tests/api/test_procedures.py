@@ -897,7 +897,7 @@ def test_unknown_procedure_is_released_by_a_person_with_a_reason(client: Any, st
     assert _release(client, number, {"reason": "again"}).status_code == 200
 
 
-@pytest.mark.parametrize("body", [{}, {"reason": ""}, {"reason": None}, {"reason": "x" * 501}])
+@pytest.mark.parametrize("body", [{}, {"reason": ""}, {"reason": " \n"}, {"reason": None}, {"reason": "x" * 501}])
 def test_release_without_a_reason_is_refused(client: Any, store: Any, body: dict[str, Any]) -> None:
     number = _lose(client, store)
     assert _release(client, number, body).status_code == 422

@@ -251,6 +251,13 @@ def test_wrong_last_event_id_is_422(client: Any, services: Any, value: str) -> N
     assert services.slots.taken == 0
 
 
+def test_stream_says_where_it_starts(client: Any, services: Any, timeline: Any) -> None:
+    _send(timeline, 3)
+    services.broadcast.stop()
+    assert client.ask("GET", "/stream").headers["last-event-id"] == "3"
+    assert client.ask("GET", "/stream", headers={"Last-Event-ID": "2"}).headers["last-event-id"] == "2"
+
+
 # ---- logs ------------------------------------------------------------------------------------------------------------
 
 

@@ -177,7 +177,9 @@ def test_create_and_wait_ends_when_it_is_decided(
     [
         (["create"], "Missing argument 'SCRIPT'"),
         (["create", "--x=1"], "Missing argument 'SCRIPT'"),
-        (["create", "missing.py"], "There is no script missing.py"),
+        (["create", "missing.py"], "There is no script missing.py in "),
+        (["create", "/nowhere/missing.py"], "There is no script /nowhere/missing.py.\n"),
+        (["create", "/"], "/ is no file: name the script itself."),
         (["create", "http://x/a.py"], "Script URI type not handled"),
         (["create", "file:///a.py", "--git_repo=r"], "(git_repo) are for git:// scripts only"),
         (["create", "-"], "standard input is empty"),
@@ -467,10 +469,10 @@ def test_start_shows_everything_after_the_start_and_tells_the_end(oet: Any, serv
 
 
 def test_start_for_programs_leaves_the_events_out_of_the_result(oet: Any, server: Any) -> None:
-    _play_start(server, [_state(8, "COMPLETE")])
+    _play_start(server, [_line(8, "printed"), _state(9, "COMPLETE")])
     done = oet("procedure", "start", "-o", "json")
     assert json.loads(done.out)["id"] == 1
-    assert done.err == "- Procedure 1 is COMPLETE\n"
+    assert done.err == "printed\n- Procedure 1 is COMPLETE\n"
 
 
 @pytest.mark.parametrize("failures", [1, 5])
@@ -565,6 +567,12 @@ def test_run_that_loses_the_server_says_what_may_go_on(oet: Any, server: Any) ->
 # ---- wait, logs -----------------------------------------------------------------------------------------------------
 
 
+def test_wait_says_why_a_procedure_ended_otherwise_than_well(oet: Any, server: Any) -> None:
+    server.play("GET /procedures/1", {**_procedure(state="FAILED"), "message": "broken"})
+    done = oet("procedure", "wait", "--pid=1")
+    assert (done.code, done.out, done.err) == (1, "", "Procedure 1 is FAILED: broken\n")
+
+
 @pytest.mark.parametrize(
     ("words", "states", "code"),
     [
@@ -650,7 +658,23 @@ def test_listen_goes_on_where_the_stream_was_lost(oet: Any, server: Any) -> None
     ids = [asked.headers.get("last-event-id") for asked in server.asked]
     assert ids == [None, "2", "2", "2", "2", "9", None]
     assert "the server begins its events anew" in done.err
+    assert "broke (Response ended prematurely)" in done.err
     assert len(re.findall("listening again$", done.err, re.MULTILINE)) == 2
+
+
+def test_listen_whose_stream_is_lost_before_its_first_event_goes_on_where_it_began(oet: Any, server: Any) -> None:
+    place = {"Last-Event-ID": "7"}
+    server.play("GET /stream", server.Answer(pieces=(b"\n",), headers=place), server.Answer({"detail": "over"}, 404))
+    assert oet("listen").code == 5
+    assert [asked.headers.get("last-event-id") for asked in server.asked] == [None, "7"]
+
+
+def test_password_of_the_server_is_not_printed(oet: Any) -> None:
+    done = oet("procedure", "list", url="http://alice:secret@127.0.0.1:1/base")
+    assert done.code == 4
+    assert "http://alice:***@127.0.0.1:1/base" in done.err
+    assert "secret" not in done.err
+    assert "secret" not in oet("procedure", "list", url="ftp://alice:secret@127.0.0.1:1").err
 
 
 def test_listen_to_a_server_that_is_away_says_so_at_once(oet: Any) -> None:
@@ -696,6 +720,12 @@ def test_events_show_what_happened_and_who_asked_for_it(oet: Any, server: Any) -
         "1970-01-01 00:00:01.000000  action   User request: stop procedure #1 with no abort (by alice, because: wind)",
         "1970-01-01 00:00:01.000000  log      7 printed lines were dropped",
     ]
+
+
+def test_blank_reason_is_not_shown(oet: Any, server: Any) -> None:
+    page = [_entry(3, "action", "request.procedure.stop", **{**STOP, "user": None, "reason": "  "})]
+    server.play("GET /procedures/1/events", page, [])
+    assert oet("procedure", "events", "--pid=1").out.endswith("stop procedure #1 with no abort\n")
 
 
 def test_events_of_one_kind_are_asked_for_as_json(oet: Any, server: Any) -> None:

@@ -148,7 +148,7 @@ def test_run_that_is_interrupted_twice_is_left(start_oet: Callable[..., Any], te
     err = process.communicate(timeout=30)[1]
     telescope.may_stop.set()
     assert process.returncode == 130
-    assert "Left procedure 1; stop it with: oet procedure stop --pid=1" in err
+    assert "Left procedure 1 before its stop was certain; see how it ends with: oet procedure wait --pid=1" in err
     assert "Traceback" not in err
 
 

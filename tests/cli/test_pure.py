@@ -151,6 +151,7 @@ def test_stream_knows_where_to_resume(data: bytes, last_id: str) -> None:
             {"detail": [{"loc": ["body", "script", "script_uri"], "msg": "Field required", "type": "missing"}]},
             "body.script.script_uri: Field required",
         ),
+        ({"detail": [{"loc": ["body", "reason"], "msg": "Value error, say why"}]}, "body.reason: say why"),
         ({"detail": [{"msg": "bad"}, "odd", {"loc": 3}]}, "bad\nodd\nnot valid"),
         ({"detail": {"type": "x"}}, '{"type": "x"}'),
         (["x"], "x"),

@@ -54,6 +54,7 @@ class StreamResource:
         """Listen to events: states, messages of scripts, and requests.
 
         Starts now, or after the event that the header Last-Event-ID names: nothing is missed and nothing comes twice.
+        The answer's header Last-Event-ID says where it starts, for who comes back before the first event.
         Printed lines are not among the events; they are under /procedures/{procedure_id}/logs.
         """
         services = self._services
@@ -65,6 +66,7 @@ class StreamResource:
             return
         newest = services.broadcast.start()
         after = newest if after is None else after
+        resp.set_header("Last-Event-ID", str(after))
         services.slots.take()
         topics = None if query.topics is None else frozenset(part.strip() for part in query.topics.split(","))
         wanted = EventFilter(query.procedure_id, topics, self._build_subarray_test(query.subarray))
