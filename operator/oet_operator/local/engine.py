@@ -139,7 +139,10 @@ class LocalEngine:
             self._database = Database(self._state_dir / "oet.sqlite3")
         except (sqlite3.Error, OSError, RuntimeError, ValueError) as error:
             self._lock_file.close()
-            raise UnavailableError(f"cannot open the store in {self._state_dir}: {error}") from error
+            raise UnavailableError(
+                f"cannot open the store in {self._state_dir}: {error}; put a copy in its place (docs/how-to/back-up.md), or set "
+                "OET_STATE_DIR to another folder"
+            ) from error
         self._store = LocalStore(self._database)
         self.timeline = LocalTimeline(self._store)
         self.archive: Archive | None = None
