@@ -41,6 +41,9 @@ MAX_STATES = 16
 RECORD_ROUNDS = 8
 """Times that records are read again for one pass: more than a script has states. What lies sends them without end."""
 
+ROUNDS_SECONDS = 0.05
+"""After so long nothing is read again: a round takes a millisecond, or a second with all channels full of the worst there is."""
+
 MESSAGE_READS = 512
 """Messages at a time: all that the kernel's default buffer holds (278). What is left comes after the state that follows."""
 
@@ -139,8 +142,9 @@ class Listener:
         # All that was printed before a record was sent can be read by now.
         heard = self._hear(ready, is_all=bool(records))
         # And what was read may have been said in a state that was sent after the records were read, yet in none of later rounds.
+        begun = time.monotonic()
         for _ in range(RECORD_ROUNDS if heard else 0):
-            if not (late := self._read_records()):
+            if time.monotonic() - begun > ROUNDS_SECONDS or not (late := self._read_records()):
                 break
             records = self._accept_up_to_beginning(records + late)
             self._tell(heard)
