@@ -6,6 +6,7 @@ import os
 import shutil
 import sys
 import time
+from contextlib import suppress
 
 import click
 
@@ -23,7 +24,8 @@ class Screen:
 
     def __init__(self) -> None:
         """Look whether there is a terminal; nothing is written yet."""
-        self._has_line = sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        # Without standard error (`2>&-`) there is none.
+        self._has_line = sys.stderr is not None and sys.stderr.isatty() and os.environ.get("TERM", "dumb") != "dumb"
         self._shown = ""
         self._begun = time.monotonic()
 
@@ -33,9 +35,10 @@ class Screen:
         click.echo(text)
 
     def note(self, text: str) -> None:
-        """Write a line of news."""
+        """Write a line of news, whether somebody reads that or not: the command is there for the result."""
         self.clear()
-        click.echo(text, err=True)
+        with suppress(OSError):
+            click.echo(text, err=True)
 
     def show(self, text: str) -> None:
         """Say below everything else how it stands, and for how many seconds the command has been running."""

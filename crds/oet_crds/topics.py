@@ -10,11 +10,13 @@ from enum import Enum
 
 __all__ = [
     "MAX_MESSAGE_BYTES",
+    "MAX_MESSAGE_DEPTH",
     "MESSAGE_FD_VARIABLE",
     "MESSAGE_INODE_VARIABLE",
     "EntryKind",
     "Severity",
     "Topic",
+    "is_deeper",
     "is_topic",
 ]
 
@@ -26,6 +28,9 @@ MESSAGE_INODE_VARIABLE = "OET_MESSAGE_INODE"
 
 MAX_MESSAGE_BYTES = 128 * 1024
 """A message with its topic, as JSON: fits the kernel's default socket buffer of 208 KiB in one piece."""
+
+MAX_MESSAGE_DEPTH = 64
+"""Nesting of a message: every JSON reader on its way to a browser copes with that."""
 
 _TOPIC = re.compile(r"[\w-]+(\.[\w-]+)*")
 _MAX_TOPIC_CHARS = 255
@@ -119,3 +124,14 @@ class EntryKind(str, Enum):
 def is_topic(name: str) -> bool:
     """Tell whether scripts may publish on a topic of this name: words with dots between them."""
     return len(name) <= _MAX_TOPIC_CHARS and _TOPIC.fullmatch(name) is not None
+
+
+def is_deeper(value: object, limit: int) -> bool:
+    """Tell whether a JSON value is nested over so many levels."""
+    level = [value]
+    for _ in range(limit):
+        containers = [item for item in level if isinstance(item, (dict, list))]
+        if not containers:
+            return False
+        level = [part for item in containers for part in (item.values() if isinstance(item, dict) else item)]
+    return True

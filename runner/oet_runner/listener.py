@@ -35,8 +35,17 @@ READS_PER_PASS = 4
 RECORD_READS = 16
 """Reads of the control channel at a time: all that its buffer holds, also when nobody writes to it any more."""
 
+MAX_STATES = 16
+"""More than a script has, which is 9 at most. What lies goes to and fro for ever, and each state costs its driver a write."""
+
 RECORD_ROUNDS = 8
 """Times that records are read again for one pass: more than a script has states. What lies sends them without end."""
+
+ROUNDS_SECONDS = 0.05
+"""After so long nothing is read again: a round takes a millisecond, or a second with all channels full of the worst there is."""
+
+MESSAGE_READS = 512
+"""Messages at a time: all that the kernel's default buffer holds (278). What is left comes after the state that follows."""
 
 MAX_HEARD_BYTES = 256 * 1024
 """Messages taken in one go: what they go on to holds 1 MiB of them."""
@@ -67,11 +76,6 @@ def _read(fd: int, size: int) -> bytes | None:
         return b""
 
 
-def _count_up_to_beginning(records: list[dict[str, Any]]) -> int:
-    """Return how many records come before what is printed in the same instant."""
-    return max((i + 1 for i, record in enumerate(records) if record.get("state") in _BEGINNINGS), default=0)
-
-
 HOLD_SECONDS = 0.002
 """How long the states on the way to READY wait for the next one: most scripts load and initialise in less, and one report
 costs the driver a millisecond that the script's READY would have to wait for."""
@@ -99,6 +103,7 @@ class Listener:
         self._last_output = 0.0
         self._record_rest = b""
         self._state = State.CREATING
+        self._states = 0
         self._has_run = False
         self.is_up = False
         self.is_confined = False
@@ -135,24 +140,30 @@ class Listener:
         )
         records = self._read_records() if is_spoken_to else []
         # All that was printed before a record was sent can be read by now.
-        heard = [self._hear(ready, is_all=bool(records))]
-        # And what was read may have been said in a state that was sent after the records were read.
-        for _ in range(RECORD_ROUNDS if heard[0] else 0):
-            if not (late := self._read_records()):
+        heard = self._hear(ready, is_all=bool(records))
+        # And what was read may have been said in a state that was sent after the records were read, yet in none of later rounds.
+        begun = time.monotonic()
+        for _ in range(RECORD_ROUNDS if heard else 0):
+            if time.monotonic() - begun > ROUNDS_SECONDS or not (late := self._read_records()):
                 break
-            records += late
-            heard.append(self._hear({}, is_all=True))
-        first = _count_up_to_beginning(records)
-        for record in records[:first]:
-            self._accept(record)
-        for said in heard:
-            self._tell(said)
+            records = self._accept_up_to_beginning(records + late)
+            self._tell(heard)
+            heard = self._hear({}, is_all=True)
+        records = self._accept_up_to_beginning(records)
+        self._tell(heard)
         if ready.get(self._channels.message_fd, False) and self._channels.message_fd in self._open:
             self._read_last_messages()
             self._open.discard(self._channels.message_fd)
-        for record in records[first:]:
+        for record in records:
             self._accept(record)
         self._show_partial_lines()
+
+    def _accept_up_to_beginning(self, records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Take in the records that come before what is printed in the same instant; return the others."""
+        first = max((i + 1 for i, record in enumerate(records) if record.get("state") in _BEGINNINGS), default=0)
+        for record in records[:first]:
+            self._accept(record)
+        return records[first:]
 
     def _hear(self, ready: dict[int, bool], *, is_all: bool) -> list[tuple[int, bytes]]:
         """Return what can be read of output and messages, by descriptor; of those that are ready, or of all."""
@@ -162,7 +173,7 @@ class Listener:
                 heard += [(fd, data) for data in self._read_output(fd, READS_PER_PASS)]
         fd = self._channels.message_fd
         if fd in ready or is_all:
-            heard += [(fd, datagram) for datagram in self._read_messages(READS_PER_PASS * 16)]
+            heard += [(fd, datagram) for datagram in self._read_messages(MESSAGE_READS)]
         return heard
 
     def _tell(self, heard: list[tuple[int, bytes]]) -> None:
@@ -175,15 +186,12 @@ class Listener:
 
     def drain(self) -> None:
         """Read all that is left, when all processes of the script are gone."""
-        records = self._read_records()
-        first = _count_up_to_beginning(records)
-        for record in records[:first]:
-            self._accept(record)
+        records = self._accept_up_to_beginning(self._read_records())
         for fd in self._splitters:
             for data in self._read_output(fd, READS_AT_END):
                 self._accept_output(fd, data)
         self._read_last_messages()
-        for record in records[first:]:
+        for record in records:
             self._accept(record)
         self._last_output = 0.0
         self._show_partial_lines()
@@ -233,8 +241,9 @@ class Listener:
             self._complain(f"a record is ignored: {error}")
 
     def _accept_state(self, state: State, at: object) -> None:
-        if not is_allowed(self._state, state) or self.ending is not None:
+        if not is_allowed(self._state, state) or self.ending is not None or self._states == MAX_STATES:
             raise ValueError(f"{state} cannot follow {self._state}")
+        self._states += 1
         now = time.time()
         is_plausible = isinstance(at, float) and abs(at - now) < MAX_CLOCK_SKEW_SECONDS
         self._state = state

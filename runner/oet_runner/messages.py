@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import json
 
-from oet_crds.topics import MAX_MESSAGE_BYTES, is_topic
+from oet_crds.topics import MAX_MESSAGE_BYTES, MAX_MESSAGE_DEPTH, is_deeper, is_topic
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
 __all__ = ["build_message", "parse_message"]
-
-MAX_DEPTH = 64
-"""Nesting of a message: every JSON reader on its way to a browser copes with that."""
 
 MAX_DIGITS = 1000
 """Digits of an integer: Python refuses to read more than 4300."""
@@ -43,19 +40,9 @@ def parse_message(datagram: bytes) -> tuple[str, dict[str, Any]]:
         raise ValueError(f"topic {str(topic)[:80]!r} is not made of words with dots between them")
     if not isinstance(data, dict):
         raise ValueError("data is not a JSON object")
-    if _is_deeper(data, MAX_DEPTH):
-        raise ValueError(f"nested over {MAX_DEPTH} levels")
+    if is_deeper(data, MAX_MESSAGE_DEPTH):
+        raise ValueError(f"nested over {MAX_MESSAGE_DEPTH} levels")
     return topic, data
-
-
-def _is_deeper(value: object, limit: int) -> bool:
-    level = [value]
-    for _ in range(limit):
-        containers = [item for item in level if isinstance(item, (dict, list))]
-        if not containers:
-            return False
-        level = [part for item in containers for part in (item.values() if isinstance(item, dict) else item)]
-    return True
 
 
 def build_message(topic: str, data: dict[str, Any]) -> bytes:

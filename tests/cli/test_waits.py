@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import sys
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -199,3 +201,28 @@ def test_stop_that_takes_long_says_once_what_it_waits_for(
     assert done.out == "Successfully stopped script with ID 1\n"
     assert done.err.count("is told to stop and has not ended yet") == is_long
     assert looks == sorted(looks)
+
+
+@pytest.mark.parametrize("stderr", ["nobody reads it", "there is none"])
+def test_stop_is_told_whatever_becomes_of_standard_error(
+    server: Any, oet: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, stderr: str
+) -> None:
+    monkeypatch.setattr(interrupts, "TELL_SECONDS", 0.01)
+    monkeypatch.setattr(following, "WAIT_SECONDS", 0.0)
+    tries: list[str] = []
+
+    class Broken(io.StringIO):
+        def write(self, text: str) -> int:
+            tries.append(text)
+            raise BrokenPipeError
+
+    monkeypatch.setattr(sys, "stderr", Broken() if stderr == "nobody reads it" else None)
+
+    def stop(asked: Any) -> dict[str, str]:
+        if sys.stderr is not None:
+            wait_until(lambda: bool(tries), 30, "nobody is told")
+        return {"abort_message": "Successfully stopped script with ID 1"}
+
+    server.play("PUT /procedures/1", stop)
+    done = oet("procedure", "stop", "--pid=1")
+    assert (done.code, done.out) == (0, "Successfully stopped script with ID 1\n")

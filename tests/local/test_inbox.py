@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -72,6 +74,9 @@ def test_lines_that_the_runner_dropped_are_said_in_their_place(store: LocalStore
     assert topics == [Topic.LOG, Topic.LOG_DROPPED, Topic.LOG]
 
 
+MESSAGE: dict[str, Any] = {"k": EntryKind.MESSAGE, "n": 1, "t": 1.0, "topic": "a.b", "data": {}}
+
+
 @pytest.mark.parametrize(
     "entries",
     [
@@ -83,7 +88,13 @@ def test_lines_that_the_runner_dropped_are_said_in_their_place(store: LocalStore
         pytest.param([{**_state(1, State.IDLE), "t": 1e300}], id="impossible_time"),
         pytest.param([{**_line(1, "a"), "t": "noon"}], id="time_in_words"),
         pytest.param([{**_line(1, "a"), "n": None}], id="no_number"),
+        pytest.param([_state(n, State.READY) for n in range(1, 1000)], id="states_without_end"),
+        pytest.param([_line(10**300, "a")], id="number_that_sqlite_cannot_store"),
+        pytest.param([{**_line(1, "a"), "t": math.inf}], id="time_without_end"),
+        pytest.param([{**MESSAGE, "topic": "\ud800"}], id="topic_that_is_no_unicode"),
+        pytest.param([{**MESSAGE, "data": json.loads('{"a":' * 900 + "1" + "}" * 900)}], id="deep_message"),
         pytest.param([{**_line(1, "a"), "dropped": "many"}], id="count_in_words"),
+        pytest.param([{**_line(1, "a"), "dropped": 10**4299}], id="count_that_cannot_be_written"),
     ],
 )
 def test_report_that_no_runner_sends_is_refused(store: LocalStore, add: Add, entries: object) -> None:
@@ -124,3 +135,15 @@ def test_end_that_no_runner_sends_is_refused(store: LocalStore, add: Add, change
     add()
     with pytest.raises(RunnerProtocolError), store.transaction(durable=False) as transaction:
         Inbox(1, 1000).on_exit(transaction, {**EXIT, **change}, shutting_down=False)
+
+
+def test_end_with_text_that_is_no_unicode_is_stored(store: LocalStore, add: Add) -> None:
+    """What cannot be stored takes with it what other executions' runners reported in the same pass."""
+    add()
+    with store.transaction(durable=False) as transaction:
+        mail = {**EXIT, "message": "half \ud800", "stacktrace": "\udfff"}
+        Inbox(1, 1000).on_exit(transaction, mail, shutting_down=False)
+    runner = store.get(1).status.runner
+    assert runner is not None
+    assert runner.exit is not None
+    assert (runner.exit.message, runner.exit.stacktrace) == ("half ?", "?")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections import deque
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from oet_crds.settings import EngineSettings
 from oet_operator.local.applier import Effects
 from oet_operator.local.database import Database
 from oet_operator.local.loop import EngineLoop
+from oet_operator.local.runner import Reading
 from oet_operator.local.store import LocalStore
 
 
@@ -75,3 +77,36 @@ def test_effects_that_are_submitted_while_a_wake_up_is_taken_are_done_at_once(
         loop.shut_down(0.0)
         thread.join()
         database.close()
+
+
+class Endless:
+    """A runner that has ended, and whose script has taken its mailbox over and talks on."""
+
+    pid, procedure_id, is_up, is_confined, exit_seen = 1, None, True, False, False
+
+    def __init__(self) -> None:
+        self.socket, self.pidfd = socket.socketpair()
+        self.is_closed = False
+
+    def read_mail(self) -> tuple[list[dict[str, Any]], Reading]:
+        return [{"kind": "noise"}], Reading.SOME
+
+    def reap(self) -> int:
+        return -9
+
+    def close(self) -> None:
+        self.socket.close()
+        self.pidfd.close()
+        self.is_closed = True
+
+
+def test_runner_that_has_ended_and_is_heard_on_does_not_keep_the_engine(tmp_path: Path) -> None:
+    database = Database(tmp_path / "oet.sqlite3")
+    loop = EngineLoop(LocalStore(database), EngineSettings(spares=0), lambda: pytest.fail("no runner is wanted"))
+    runner: Any = Endless()
+    loop._runners[runner.pid] = runner
+    nothing: Any = None
+    loop._on_runner_end(nothing, Effects(), runner)
+    database.close()
+    assert runner.is_closed
+    assert not loop._runners

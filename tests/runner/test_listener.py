@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import socket
@@ -152,3 +153,50 @@ def test_records_without_end_do_not_keep_the_listener(
     monkeypatch.setattr(listener_module, "_read", _read_and_write)
     script.receive("control")
     assert len(script.read()) > 0
+
+
+def test_what_was_said_while_loading_comes_before_main_also_when_states_follow_each_other_fast(
+    script: Script, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read before a state was sent cannot have been said in it."""
+    late = [((State.IDLE, State.INITIALISING), "err"), ((State.READY, State.RUNNING), "message")]
+    hear = script.listener._hear
+
+    def _hear_and_go_on(*args: object, **options: object) -> list[tuple[int, bytes]]:
+        heard = hear(*args, **options)  # type: ignore[arg-type]
+        if late:
+            states, channel = late.pop(0)
+            script.enter(*states)
+            script.say(channel)
+        return heard
+
+    monkeypatch.setattr(script.listener, "_hear", _hear_and_go_on)
+    script.enter(State.IDLE, State.LOADING)
+    script.say("out")
+    script.receive("out")
+    told = script.read()
+    assert told[:5] == [State.IDLE, State.LOADING, State.IDLE, State.INITIALISING, "said"]
+    assert [entry for entry in told if entry in list(State)] == [*PATH[:3], State.INITIALISING, *PATH[3:]]
+
+
+def test_all_messages_that_the_channel_holds_come_before_the_state_after_them(
+    script: Script, ends: dict[str, int]
+) -> None:
+    script.enter(*PATH)
+    os.set_blocking(ends["child_message"], False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            script.say("message")
+    script.enter(State.READY)
+    script.receive("control")
+    assert script.read()[-1] == State.READY
+
+
+def test_states_to_and_fro_without_end_are_not_told(script: Script) -> None:
+    """Each costs the driver a write: the next one would wait for all of them."""
+    script.enter(*PATH)
+    for _ in range(100):
+        script.enter(State.READY, State.RUNNING)
+        script.receive("control")
+    told = [entry for entry in script.read() if entry in PATH]
+    assert len(told) == listener_module.MAX_STATES

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from oet_crds.execution import ScriptExecution
 from oet_crds.reasons import Outcome, Reason
 from oet_crds.states import DesiredState
-from oet_crds.topics import EntryKind, Topic
+from oet_crds.topics import MAX_MESSAGE_DEPTH, EntryKind, Topic, is_deeper, is_topic
 from oet_operator.local.records import build_runner_exit, with_runner_exit, with_runner_state
 from oet_operator.local.runner import RunnerProtocolError
 from oet_operator.local.store import At, Transaction
 
 __all__ = ["Inbox"]
+
+MAX_NUMBER = 2**63 - 1
+"""The largest number that SQLite stores."""
 
 
 class Inbox:
@@ -58,10 +62,15 @@ class Inbox:
             dropped = int(entry.get("dropped", 0))
         except (KeyError, TypeError, ValueError, OverflowError) as error:
             raise RunnerProtocolError(f"an entry without a good time, number or count: {error!r}") from error
+        # What cannot be stored would take with it all that is stored in the same pass, of every execution.
+        if not math.isfinite(when) or not 0 < seq <= MAX_NUMBER or not 0 <= dropped <= MAX_NUMBER:
+            raise RunnerProtocolError("an entry with an impossible time, number or count")
         if entry.get("k") == EntryKind.MESSAGE:
-            data = entry.get("data")
+            data, topic = entry.get("data"), str(entry.get("topic"))
+            if not is_topic(topic) or is_deeper(data, MAX_MESSAGE_DEPTH):
+                raise RunnerProtocolError("a message on a topic that is none, or nested too deeply")
             payload = {"msg_src": self._source, **(data if isinstance(data, dict) else {})}
-            kind, topic = EntryKind.MESSAGE, str(entry.get("topic"))
+            kind = EntryKind.MESSAGE
             transaction.append(self._procedure_id, kind, topic, payload, At(when, seq))
         elif dropped:
             self._dropped_lines += dropped

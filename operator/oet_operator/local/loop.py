@@ -48,6 +48,9 @@ READ_PAUSE_SECONDS = 0.05
 """A runner that filled a whole read is read again after this pause: 2.5 MiB/s of printed text per script leaves the other
 executions their answer times on two cores. What is more, the runner drops and counts."""
 
+LAST_READS = 64
+"""Reads of the last words of a runner that has ended: 8 MiB, more than a socket holds. What its script has taken over goes on."""
+
 RETRY_SECONDS = 1.0
 """Pause before a decision that failed is tried again, and between tries to write to a full disk."""
 
@@ -255,8 +258,9 @@ class EngineLoop:
 
     def _on_runner_end(self, transaction: Transaction, effects: Effects, runner: Runner) -> None:
         """Read the last words of a runner whose process ended, and find out what it left."""
-        while self._on_mail(transaction, effects, runner) in (Reading.SOME, Reading.FLOOD):
-            pass
+        for _ in range(LAST_READS):
+            if self._on_mail(transaction, effects, runner) not in (Reading.SOME, Reading.FLOOD):
+                break
         returncode = runner.reap()
         if returncode is None:
             return

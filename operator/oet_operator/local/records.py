@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from oet_crds.execution import (
+    HISTORY_LIMIT,
     HistoryEntry,
     Metadata,
     RunnerExit,
@@ -61,6 +62,8 @@ def with_runner_state(execution: ScriptExecution, entry: Mapping[str, Any]) -> S
         state = State(entry.get("state"))
     except ValueError as error:
         raise RunnerProtocolError(str(error)) from error
+    if len(runner.transitions) >= HISTORY_LIMIT:
+        raise RunnerProtocolError("more states than a script has")
     transition = HistoryEntry.model_construct(
         seq=len(runner.transitions) + 1, state=state, time=_to_datetime(entry.get("t"))
     )
@@ -73,6 +76,11 @@ def _find_commit(runner: RunnerStatus, mail: Mapping[str, Any]) -> str | None:
     return commit if is_commit(commit) else runner.resolved_commit
 
 
+def _to_text(value: Any) -> str:
+    """Return a text that can be stored: half a surrogate pair, which no runner sends, becomes `?`."""
+    return str(value).encode("utf-8", "replace").decode()
+
+
 def build_runner_exit(mail: Mapping[str, Any]) -> RunnerExit:
     """Build the record of a script's end from its runner's last mail. Raises RunnerProtocolError."""
     stacktrace = mail.get("stacktrace")
@@ -80,9 +88,9 @@ def build_runner_exit(mail: Mapping[str, Any]) -> RunnerExit:
         return RunnerExit(
             outcome=Outcome(mail.get("outcome")),
             reason=Reason(mail.get("reason")),
-            message=str(mail.get("message") or ""),
+            message=_to_text(mail.get("message") or ""),
             time=_to_datetime(mail.get("t")),
-            stacktrace=str(stacktrace)[-MAX_STACKTRACE_CHARS:] if stacktrace else None,
+            stacktrace=_to_text(stacktrace)[-MAX_STACKTRACE_CHARS:] if stacktrace else None,
             exit_code=mail.get("exitCode"),
             signal=mail.get("signal"),
         )
