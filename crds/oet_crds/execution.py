@@ -499,7 +499,9 @@ class RunnerStatus(Model):
         description="True: the script cannot take its runner's identity (Landlock); told with the claim, before any line of the "
         "script ran; absent: it could.",
     )
-    transitions: list[HistoryEntry] = Field(default_factory=list, description="States that it reached, oldest first.")
+    transitions: list[HistoryEntry] = Field(
+        default_factory=list, max_length=HISTORY_LIMIT, description="States that it reached, oldest first."
+    )
     exit: RunnerExit | None = Field(None, description="How the script ended; absent: it has not, or it is not known.")
     resolved_commit: str | None = Field(None, description="The commit that was fetched; absent: not from git.")
 

@@ -30,7 +30,8 @@ class Reason(str, Enum):
     ENGINE_SHUTDOWN = "EngineShutdown"
     """The embedded engine was shut down in order and stopped its scripts first."""
     ENGINE_LOST = "EngineLost"
-    """The embedded engine died while this execution was active; its runner stopped the script."""
+    """The embedded engine died while this execution was active: FAILED where nothing of its script is left, UNKNOWN where that is
+    not known."""
     LOAD_FAILED = "LoadFailed"
     """The script could not be found, read, compiled or imported."""
     FETCH_FAILED = "FetchFailed"

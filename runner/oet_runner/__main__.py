@@ -1,7 +1,8 @@
 """Compose the runner: `python -m oet_runner --mailbox-in FD --mailbox-out FD` (equal numbers: a socket), or `--kube`.
 
 More options beside a mailbox: `--cover FOLDER` puts an empty folder over one, in the runner's own mount namespace;
-`--hide FOLDER` keeps the script alone from it; `--mark TEXT` is for whoever looks for this process.
+`--hide FOLDER` keeps the script alone from it; `--mark TEXT` is for whoever looks for this process; `--traces FOLDER` holds a
+link that is named after the execution, and removed once nothing of its script is left.
 """
 
 from __future__ import annotations
@@ -29,7 +30,10 @@ SIGNAL_BASE = 128
 succeeded, and forgets why it ended it."""
 
 _KUBE = "--kube"
-_USAGE = "usage: python -m oet_runner --mailbox-in FD --mailbox-out FD [--cover FOLDER | --hide FOLDER] [--mark TEXT] | --kube"
+_USAGE = (
+    "usage: python -m oet_runner --mailbox-in FD --mailbox-out FD [--cover FOLDER | --hide FOLDER] [--mark TEXT] "
+    "[--traces FOLDER] | --kube"
+)
 
 
 class Options:
@@ -39,6 +43,7 @@ class Options:
         mailbox_fds: Descriptors of the mailbox, in and out; None: it is in the API server.
         cover: Folder to put an empty one over; empty: none.
         hide: Folder that the script cannot reach; empty: none.
+        traces: Folder with a link that is named after the execution; empty: none.
     """
 
     def __init__(self, arguments: list[str]) -> None:
@@ -50,12 +55,13 @@ class Options:
         values = dict(zip(arguments[::2], arguments[1::2]))
         mailbox = {"--mailbox-in", "--mailbox-out"}
         is_kube = arguments == [_KUBE]
-        is_known = mailbox <= set(values) <= mailbox | {"--cover", "--hide", "--mark"}
+        is_known = mailbox <= set(values) <= mailbox | {"--cover", "--hide", "--mark", "--traces"}
         if not is_kube and (len(arguments) != 2 * len(values) or not is_known):
             raise ValueError(_USAGE)
         self.mailbox_fds = None if is_kube else (int(values["--mailbox-in"]), int(values["--mailbox-out"]))
         self.cover = values.get("--cover", "")
         self.hide = values.get("--hide", "")
+        self.traces = values.get("--traces", "")
 
 
 def _set_up_process() -> None:
@@ -103,6 +109,14 @@ def _cover(options: Options) -> None:
     drop_rights()
 
 
+def _remove_trace(path: str) -> None:
+    """Say to an engine that comes later that nothing of the script is left."""
+    try:
+        os.unlink(path)
+    except OSError:
+        return  # The engine did.
+
+
 def _flush_errors() -> None:
     try:
         sys.stderr.flush()
@@ -130,6 +144,8 @@ def main() -> int:
     mailbox = start_mailbox()
     supervisor = Supervisor(mailbox, channels, Family(channels.child_pid), wakeup_fd, observe_oom_kills)
     supervisor.run()
+    if options.traces and mailbox.desired.assignment is not None:
+        _remove_trace(os.path.join(options.traces, str(mailbox.desired.assignment.get("uid"))))
     is_signalled = supervisor.stop_signal and sys.argv[1:] == [_KUBE]
     code = mailbox.find_exit_code()
     if code:

@@ -12,11 +12,21 @@ from typing import Any
 import pytest
 
 from oet_crds.settings import EngineSettings
+from oet_crds.states import Mode
 from oet_operator.local.applier import Effects
 from oet_operator.local.database import Database
 from oet_operator.local.loop import EngineLoop
-from oet_operator.local.runner import Reading
+from oet_operator.local.runner import Reading, Runner
 from oet_operator.local.store import LocalStore
+from oet_operator.local.traces import Traces
+
+
+def _want_none(mode: Mode) -> Runner:
+    pytest.fail(f"no runner is wanted, and none in {mode}")
+
+
+def _build_traces(folder: Path, boot_id: str = "this", *, is_wanted: bool = True) -> Traces:
+    return Traces(folder / "traces", boot_id, is_wanted=is_wanted)
 
 
 class Interrupted(deque[int]):
@@ -36,7 +46,7 @@ class Interrupted(deque[int]):
 def test_execution_that_is_woken_meanwhile_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wake-up that gets lost leaves an execution as it is for ever."""
     database = Database(tmp_path / "oet.sqlite3")
-    loop = EngineLoop(LocalStore(database), EngineSettings(), lambda: pytest.fail("no runner is wanted"))
+    loop = EngineLoop(LocalStore(database), EngineSettings(), _want_none, _build_traces(tmp_path))
     decided: list[int] = []
     monkeypatch.setattr(loop, "_decide", lambda _transaction, _effects, number: decided.append(number))
     monkeypatch.setattr(loop, "_dirty", Interrupted([1]))
@@ -51,7 +61,7 @@ def test_effects_that_are_submitted_while_a_wake_up_is_taken_are_done_at_once(
 ) -> None:
     """Both are announced by one counter, which is read once."""
     database = Database(tmp_path / "oet.sqlite3")
-    loop = EngineLoop(LocalStore(database), EngineSettings(spares=0), lambda: pytest.fail("no runner is wanted"))
+    loop = EngineLoop(LocalStore(database), EngineSettings(spares=0), _want_none, _build_traces(tmp_path))
     submitted, are_done = Effects(), threading.Event()
     on_readable, apply = loop._on_readable, loop._apply
 
@@ -102,7 +112,7 @@ class Endless:
 
 def test_runner_that_has_ended_and_is_heard_on_does_not_keep_the_engine(tmp_path: Path) -> None:
     database = Database(tmp_path / "oet.sqlite3")
-    loop = EngineLoop(LocalStore(database), EngineSettings(spares=0), lambda: pytest.fail("no runner is wanted"))
+    loop = EngineLoop(LocalStore(database), EngineSettings(spares=0), _want_none, _build_traces(tmp_path))
     runner: Any = Endless()
     loop._runners[runner.pid] = runner
     nothing: Any = None

@@ -463,6 +463,18 @@ def test_held_abort_script_that_is_told_late_has_as_long_to_begin(make: Any, aft
         assert is_given_up(ending) is is_lost
 
 
+@pytest.mark.parametrize(("claimed", "is_ended"), [(5, False), (9, True), (None, True)])
+def test_deaf_abort_script_is_ended_unless_the_stopped_execution_counts_on_it(
+    make: Any, claimed: int | None, is_ended: bool
+) -> None:
+    """Another one may have been created while this one was told: it would wait for this one's subarray for ever."""
+    late = make.now + timedelta(seconds=HANDOVER_SECONDS)
+    stopped = _stopped(make, abort=AbortStatus(procedure_id=claimed) if claimed else None)
+    deaf = _handed(make, stopped)
+    ending, _ = _look(deaf, _view(deaf, target=stopped), late, Presence.ALIVE)
+    assert is_given_up(ending) is is_ended
+
+
 def test_held_abort_script_that_is_told_for_whom_and_not_to_begin_does_not(make: Any) -> None:
     named = _ready(make, abort_of="somebody")
     assert _look(named, _view(named), make.now, Presence.ALIVE)[0].status.grant == named.status.grant

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import random
+import signal
 import uuid
 from pathlib import Path
 
 import pytest
-from oet_support import Client, Server, find_marked, wait_until
+from oet_support import Client, Refused, Server, find_descendants, find_marked, wait_until
 
 ROUNDS = 20
 
@@ -55,6 +58,73 @@ def test_killed_server_leaves_no_orphan_and_loses_nothing(tmp_path: Path, isolat
             client.close()
     finally:
         server.stop()
+
+
+NAMELESS = """
+import subprocess
+def main():
+    # It says nothing of who it belongs to: no group, no environment.
+    subprocess.run(["sleep", "{seconds}"], env={{"PATH": "/usr/bin:/bin"}}, start_new_session=True)
+"""
+
+
+def find_sleepers(seconds: str) -> list[int]:
+    found = []
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdigit():
+            with contextlib.suppress(OSError):
+                if (folder / "cmdline").read_bytes() == f"sleep\0{seconds}\0".encode():
+                    found.append(int(folder.name))
+    return found
+
+
+def find_supervisors(server: Server) -> list[int]:
+    return [pid for pid in find_descendants(server.pid) if b"--mailbox-in" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+
+
+@pytest.mark.parametrize("is_supervisor_killed", [True, False])
+def test_end_that_nobody_saw_is_not_claimed(tmp_path: Path, isolation: str, is_supervisor_killed: bool) -> None:
+    """A PID namespace ends with its supervisor. Without one nobody knows what lives on when engine and supervisor are killed."""
+    seconds = str(random.SystemRandom().randint(10**6, 10**7))
+    server = Server(tmp_path, OET_ISOLATION=isolation)
+    server.start()
+    client = Client(server.port)
+    try:
+        procedure = client.prepare(NAMELESS.format(seconds=seconds))
+        client.start(procedure)
+        wait_until(lambda: find_sleepers(seconds), 20, "the script does not run")
+        supervisors = find_supervisors(server) if is_supervisor_killed else []
+        os.killpg(server.pid, signal.SIGSTOP)  # So that the engine does not end what is left.
+        for pid in supervisors:
+            os.kill(pid, signal.SIGKILL)
+        server.kill()
+        client.close()
+        server.start()
+        client = Client(server.port)
+        ended = client.wait_for(procedure, "FAILED", "UNKNOWN")
+        assert ended["reason"] == "EngineLost"
+        following = client.prepare("def main(): pass")
+        if is_supervisor_killed and isolation == "none":
+            assert ended["state"] == "UNKNOWN"
+            assert find_sleepers(seconds)
+            with pytest.raises(Refused, match="409"):
+                client.start(following)
+            client.ask("POST", f"/procedures/{procedure}/release", {"reason": "I looked"})
+        else:
+            assert ended["state"] == "FAILED"
+            assert not find_sleepers(seconds)
+        client.start(following)
+        client.wait_for(following, "COMPLETE")
+        client.close()
+        assert server.stop() == 0
+        # Nothing is said of a script that has ended in order.
+        server.start()
+        assert list((tmp_path / "state").glob("traces/*")) == []
+    finally:
+        client.close()
+        server.kill()
+        for pid in find_sleepers(seconds):
+            os.kill(pid, signal.SIGKILL)
 
 
 def test_ordered_shutdown_stops_scripts_and_says_so(tmp_path: Path) -> None:

@@ -190,7 +190,7 @@ def build_abort_view(
         is_prearmed,
         by,
         end,
-        None if target is None or target.status.abort else _find_handover(target, execution),
+        _find_handover(target, execution) if target is not None and not _is_claimed(target, execution) else None,
         find_ready_abort(here, subarray),
         bool(residents),
         is_used and first == execution.procedure_id,
@@ -206,6 +206,11 @@ def _build_serving(stopped: ScriptExecution, serving: ScriptExecution) -> Servin
     return Serving(
         serving.procedure_id, has_begun(status), is_given_up(serving), _find_handover(stopped, serving), words
     )
+
+
+def _is_claimed(stopped: ScriptExecution, serving: ScriptExecution) -> bool:
+    """Tell whether a stopped execution counts on this one to abort, and not on another."""
+    return stopped.status.abort is not None and stopped.status.abort.procedure_id == serving.procedure_id
 
 
 def _find_handover(stopped: ScriptExecution, serving: ScriptExecution) -> datetime | None:

@@ -33,10 +33,14 @@ from oet_operator.local.loop import EngineLoop
 from oet_operator.local.processes import ENGINE_VARIABLE, become_subreaper
 from oet_operator.local.runner import Isolation, Runner, is_isolation_available
 from oet_operator.local.store import LocalStore
+from oet_operator.local.traces import Traces, observe_boot_id
 
 __all__ = ["LocalEngine", "LocalTimeline", "compute_state_dir", "find_shipped_scripts"]
 
 _log = logging.getLogger(__name__)
+
+_TRACES = "traces"
+"""Folder in the state folder."""
 
 _TANGO_FILES = (Path("/etc/tangorc"), Path.home() / ".tangorc")
 """Where pytango finds the name of its database without TANGO_HOST."""
@@ -147,9 +151,11 @@ class LocalEngine:
         self.timeline = LocalTimeline(self._store)
         self.archive: Archive | None = None
         self._mark = f"{self._database.read_store_id()}:{uuid.uuid4().hex}"
+        is_unbounded = self._isolation is Isolation.NONE
+        self._traces = Traces(self._state_dir / _TRACES, observe_boot_id(), is_wanted=is_unbounded)
         self._runner_options = self._build_runner_options()
         self._can_rehearse = False
-        self._loop = EngineLoop(self._store, settings, self._start_runner)
+        self._loop = EngineLoop(self._store, settings, self._start_runner, self._traces)
         self._thread = threading.Thread(target=self._loop.run, name="oet-engine", daemon=True)
         self._stopping = threading.Event()
         self._keeper = threading.Thread(target=self._keep_house, name="oet-housekeeping", daemon=True)
@@ -166,9 +172,11 @@ class LocalEngine:
 
     def _build_runner_options(self) -> tuple[str, ...]:
         """Return by what a runner's process is known, and how it keeps the state folder from its script."""
-        mark = ("--mark", f"{ENGINE_VARIABLE}={self._mark}")
+        mark = ["--mark", f"{ENGINE_VARIABLE}={self._mark}"]
+        if self._isolation is Isolation.NONE:
+            mark += ["--traces", str(self._traces.folder.resolve())]
         if not self._hides_state:
-            return mark
+            return tuple(mark)
         # A mount namespace comes with the PID namespace.
         option = "--hide" if self._isolation is Isolation.NONE else "--cover"
         return (*mark, option, str(self._state_dir.resolve()))

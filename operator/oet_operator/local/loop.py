@@ -33,6 +33,7 @@ from oet_operator.local.records import describe_process_end
 from oet_operator.local.runner import Reading, Runner, RunnerProtocolError
 from oet_operator.local.spares import SparePool
 from oet_operator.local.store import LocalStore, Transaction
+from oet_operator.local.traces import Traces
 
 __all__ = ["EngineLoop"]
 
@@ -40,6 +41,9 @@ _log = logging.getLogger(__name__)
 
 LEFTOVER_GRACE_SECONDS = 3.0
 """How long runners of a dead engine have to stop their scripts by themselves; they take 2 s at most."""
+
+TRACE_GRACE_SECONDS = 10.0
+"""The same where only they can tell whether they have: a machine that is just starting services is slow."""
 
 SWEEP_SECONDS = 0.005
 """Pause between two looks at processes that are being killed: the kernel needs about a millisecond."""
@@ -61,6 +65,12 @@ IDLE_SECONDS = 60.0
 """Longest sleep of the loop: a look round costs nothing, and no lost wake-up is lost for ever."""
 
 
+_UNPROVEN = (
+    "the engine and the script's supervisor were killed while this execution was active, and scripts ran without PID namespaces: "
+    "whether anything of the script is left is not known"
+)
+
+
 @dataclass(eq=False)
 class _Service:
     """A runner in the service of an execution, and what it was told."""
@@ -79,7 +89,10 @@ class EngineLoop:
         is_confined: Whether the newest runner confines its script; None before the first one is up.
     """
 
-    def __init__(self, store: LocalStore, settings: EngineSettings, start_runner: Callable[[Mode], Runner]) -> None:
+    def __init__(
+        self, store: LocalStore, settings: EngineSettings, start_runner: Callable[[Mode], Runner], traces: Traces
+    ) -> None:
+        self._traces = traces
         self._store = store
         self._settings = settings
         self._start_runner = start_runner
@@ -134,7 +147,10 @@ class EngineLoop:
     def recover(self, store_id: str, own_mark: str) -> None:
         """Take over what an earlier engine of this store left: call once, before `run`."""
         self._recover_marks = (store_id, own_mark)
-        self._recover_kill_at = time.monotonic() + LEFTOVER_GRACE_SECONDS
+        open_ends = [one for one in self._store.list() if not one.is_finished or is_holding_unknown(one)]
+        self._traces.keep([one.uid for one in open_ends])
+        has_traces = any(self._traces.is_left(one.uid) for one in open_ends)
+        self._recover_kill_at = time.monotonic() + (TRACE_GRACE_SECONDS if has_traces else LEFTOVER_GRACE_SECONDS)
         for execution in self._store.list():
             if not execution.is_finished or is_holding_unknown(execution):
                 # Without a runner's name nothing was started for it yet: it simply goes on.
@@ -294,14 +310,24 @@ class EngineLoop:
         if self._recovering:
             kill = time.monotonic() >= self._recover_kill_at
             if kill_leftovers(*self._recover_marks, kill=kill) == 0:
-                message = "the engine died while this execution was active; its runner stopped the script"
-                gone = RunnerObservation(Presence.GONE, Reason.ENGINE_LOST, message)
                 ended, self._recovering = self._recovering, set()
-                self._on_gone(dict.fromkeys(ended, gone))
+                self._on_gone({procedure_id: self._observe_recovered(procedure_id) for procedure_id in ended})
+
+    def _observe_recovered(self, procedure_id: int) -> RunnerObservation:
+        """Say what is known of an execution of an earlier engine, none of whose runners is there any more."""
+        execution = self._store.find(procedure_id)
+        if execution is not None and self._traces.is_left(execution.uid):
+            return RunnerObservation(Presence.LOST, Reason.ENGINE_LOST, _UNPROVEN)
+        message = "the engine died while this execution was active; nothing of its script is left"
+        return RunnerObservation(Presence.GONE, Reason.ENGINE_LOST, message)
 
     def _on_gone(self, gone: dict[int, RunnerObservation]) -> None:
         self._gone.update(gone)
         self._dirty.extend(gone)
+        for procedure_id, observation in gone.items():
+            execution = self._store.find(procedure_id)
+            if execution is not None and observation.presence is Presence.GONE:
+                self._traces.forget(execution.uid)
 
     # ---- deciding and acting -----------------------------------------------------------------------------------------
 
@@ -357,6 +383,8 @@ class EngineLoop:
         try:
             # Spares are outside of what keeps a rehearsal away from the telescope.
             is_rehearsal = execution.spec.mode is Mode.REHEARSAL
+            if not is_rehearsal:
+                self._traces.note(execution.uid)
             runner = self._start_watched(Mode.REHEARSAL) if is_rehearsal else self._pool.take()
         except OSError as error:
             message = f"no runner could be started: {error}"
