@@ -500,7 +500,10 @@ class RunnerStatus(Model):
         "script ran; absent: it could.",
     )
     transitions: list[HistoryEntry] = Field(
-        default_factory=list, max_length=HISTORY_LIMIT, description="States that it reached, oldest first."
+        default_factory=list,
+        description="States that it reached, oldest first.",
+        # Of what is written, not of what is read: who has a Pod's token must not fill the object with states.
+        json_schema_extra={"maxItems": HISTORY_LIMIT},
     )
     exit: RunnerExit | None = Field(None, description="How the script ended; absent: it has not, or it is not known.")
     resolved_commit: str | None = Field(None, description="The commit that was fetched; absent: not from git.")

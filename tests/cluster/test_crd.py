@@ -13,7 +13,7 @@ import yaml
 from oet_cluster.kubectl import Kubectl, Outcome
 from oet_cluster.waiting import wait_for
 
-from oet_crds.execution import ScriptExecutionSpec, WhenBusy
+from oet_crds.execution import HISTORY_LIMIT, ScriptExecutionSpec, WhenBusy
 from oet_crds.git import find_secret
 from oet_crds.names import CATEGORY, GROUP, KIND, PLURAL, SHORT_NAME, VERSION
 from oet_crds.states import DesiredState, State
@@ -231,6 +231,13 @@ def test_every_state_can_be_stored(executions: Kubectl, name: str, state: State)
 def test_state_that_the_vocabulary_lacks_is_refused(executions: Kubectl, name: str) -> None:
     create(executions, name, {})
     assert not patch_status(executions, name, {"state": "PAUSED"}).is_done
+
+
+def test_report_of_more_states_than_any_script_has_is_refused(executions: Kubectl, name: str) -> None:
+    create(executions, name, {})
+    entries = [{"seq": number, "state": State.READY, "time": TIME} for number in range(1, HISTORY_LIMIT + 2)]
+    assert patch_status(executions, name, {"runner": {"transitions": entries[:-1]}}).is_done
+    assert "must have at most" in patch_status(executions, name, {"runner": {"transitions": entries}}).complaint
 
 
 def test_full_status_of_the_models_is_stored_without_loss(executions: Kubectl, name: str) -> None:
