@@ -174,6 +174,8 @@ def test_budget_of_the_chart_keeps_scripts_from_being_evicted(world: Executions,
     kubectl.run("apply", "--filename=-", manifest=_render_budget())
     world.create(name, LONG)
     pod = world.wait_for(name, State.RUNNING)["podName"]
+    # No budget counts for a Pod that its node has not reported running yet, and the script is quicker to say so.
+    kubectl.run("wait", "--for=condition=Ready", f"pod/{pod}", "--timeout=60s")
     eviction = tmp_path / "eviction.json"
     metadata = {"name": pod, "namespace": kubectl.namespace}
     eviction.write_text(json.dumps({"apiVersion": "policy/v1", "kind": "Eviction", "metadata": metadata}))

@@ -15,7 +15,7 @@ from oet_cluster import packages
 from oet_cluster.errors import ClusterError
 from oet_cluster.kind import KindNode, has_docker_engine
 from oet_cluster.node import OwnNode
-from oet_cluster.places import Places
+from oet_cluster.places import Places, write_whole
 from oet_cluster.toolchain import Toolchain
 
 __all__ = ["Backend", "BackendName", "Cluster", "State", "choose_backend", "decide_state"]
@@ -140,7 +140,7 @@ class Cluster:
                     backend.stop()
                 backend.check_free()
                 name = BackendName.KIND if isinstance(backend, KindNode) else BackendName.OWN
-                self.places.claim.write_text(name, encoding="ascii")
+                write_whole(self.places.claim, name)
             backend.start()
         self._report("the cluster is up")
 

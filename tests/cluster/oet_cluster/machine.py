@@ -8,6 +8,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from oet_cluster.places import write_whole
 from oet_cluster.processes import Namespaces
 from oet_cluster.waiting import wait_for
 
@@ -47,9 +48,10 @@ class Machine:
     def prepare(self, namespaces: Namespaces) -> None:
         """Cover the fixed folders inside the namespaces, remember the system settings, make the cgroups."""
         if not self._created.exists():
-            self._created.write_text(json.dumps(find_absent(_FIXED_FOLDERS)), encoding="utf-8")
             values = {name: Path("/proc/sys", name).read_text(encoding="ascii").strip() for name in _SYSCTLS}
-            self._sysctls.write_text(json.dumps(values), encoding="utf-8")
+            write_whole(self._sysctls, json.dumps(values))
+            # Last: it says that all is remembered.
+            write_whole(self._created, json.dumps(find_absent(_FIXED_FOLDERS)))
         for folder in _FIXED_FOLDERS:
             private = self._fixed / folder.strip("/").replace("/", "-")
             private.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,20 @@ from pathlib import Path
 
 from oet_cluster.errors import ClusterError
 
-__all__ = ["REPOSITORY_FOLDER", "Places"]
+__all__ = ["REPOSITORY_FOLDER", "Places", "write_whole"]
 
 REPOSITORY_FOLDER = Path(__file__).resolve().parents[1]
 """`tests/cluster`: the Go modules and the manifests."""
 
 _LONGEST_WORK_FOLDER = 80
 """A Unix socket's path has at most 107 bytes (unix(7)); containerd appends up to 22 to the work folder."""
+
+
+def write_whole(file: Path, text: str) -> None:
+    """Write a file that is there whole or not at all, also when this process is killed meanwhile."""
+    draft = file.with_name(f"{file.name}.new")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(file)
 
 
 @dataclass(frozen=True)
