@@ -136,9 +136,7 @@ class Client:
             tell: Called several times a second while it is not certain, with how many seconds that has lasted.
         """
         body = {"state": str(State.STOPPED), "abort": abort, **_say_why(reason)}
-        timeout = (self._connect_seconds, STOP_SECONDS)
-        path = f"/procedures/{procedure_id}"
-        answer = self._parse(wait_aside(lambda: self._send("PUT", path, json=body, timeout=timeout), tell))
+        answer = self._write("PUT", f"/procedures/{procedure_id}", body, STOP_SECONDS, tell)
         if not isinstance(answer, dict) or "abort_message" not in answer:
             raise self._build_stranger()
         return str(answer["abort_message"])
@@ -217,9 +215,16 @@ class Client:
         with self._explained(is_read=True):
             return self._check(self._open().get(self.url + path, **options))
 
-    def _write(self, method: str, path: str, body: Mapping[str, Any]) -> Any:
-        timeout = (self._connect_seconds, self._read_seconds)
-        return self._parse(wait_aside(lambda: self._send(method, path, json=body, timeout=timeout)))
+    def _write(
+        self,
+        method: str,
+        path: str,
+        body: Mapping[str, Any],
+        seconds: float | None = None,
+        tell: Callable[[float], None] | None = None,
+    ) -> Any:
+        timeout = (self._connect_seconds, seconds or self._read_seconds)
+        return self._parse(wait_aside(lambda: self._send(method, path, json=body, timeout=timeout), tell))
 
     def _send(self, method: str, path: str, **options: Any) -> bytes:
         # A connection of its own: one that was kept open could break under the request, and leave it in doubt.

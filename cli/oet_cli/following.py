@@ -237,15 +237,15 @@ def print_entry(
     entry: Mapping[str, Any],
     screen: Screen,
     write_event: Callable[[str], None],
-    write_line: Callable[[str], None] | None = None,
+    write_line: Callable[[str], None],
 ) -> None:
     """Print an entry of a timeline.
 
     Args:
         entry: The entry.
-        screen: Takes what the script printed: on standard error what it printed there, on standard output the rest.
+        screen: Takes, on standard error, what the script printed there.
         write_event: Takes the line that tells of anything else.
-        write_line: Takes what the script printed on standard output instead; None: the screen does.
+        write_line: Takes what the script printed on standard output.
     """
     kind, payload = entry.get("kind"), entry.get("payload") or {}
     if kind == EntryKind.ACTION:
@@ -259,4 +259,4 @@ def print_entry(
     elif payload.get("stream") == "stderr":
         screen.note(str(payload.get("line", "")))
     else:
-        (write_line or screen.write)(str(payload.get("line", "")))
+        write_line(str(payload.get("line", "")))

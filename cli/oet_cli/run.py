@@ -140,4 +140,4 @@ def _stop(client: Client, pid: int, follower: Follower, screen: Screen) -> None:
 
 
 def _print(entry: dict[str, Any], screen: Screen) -> None:
-    print_entry(entry, screen, screen.note)
+    print_entry(entry, screen, screen.note, screen.write)

@@ -40,6 +40,15 @@ def _say(store: LocalStore, procedure_id: int, text: str, kind: EntryKind = Entr
         return transaction.append(procedure_id, kind, "topic", {"text": text}).id
 
 
+def _overfill_disk(store: LocalStore, database: Database) -> list[int]:
+    """Fill the disk, and speak until it takes nothing more. Return the numbers of what was said."""
+    _fill_disk(database)
+    sent = []
+    while store.write_error is None:
+        sent.append(_say(store, 1, "x" * 4000))
+    return sent
+
+
 def test_stored_execution_is_there_after_reopening(store: LocalStore, add: Add, database: Database) -> None:
     execution = add()
     assert LocalStore(database).list() == (execution,)
@@ -183,10 +192,7 @@ def test_full_disk_refuses_new_work(store: LocalStore, add: Add, database: Datab
 
 def test_full_disk_keeps_the_truth_and_writes_it_when_it_can(store: LocalStore, add: Add, database: Database) -> None:
     execution = add()
-    _fill_disk(database)
-    sent = []
-    while store.write_error is None:
-        sent.append(_say(store, 1, "x" * 4000))
+    sent = _overfill_disk(store, database)
     with store.transaction(durable=False) as transaction:
         transaction.put(_with_state(execution, State.STOPPED))
     assert store.get(1).status.state is State.STOPPED
@@ -211,9 +217,7 @@ def test_full_disk_hides_nothing_that_waits_for_it(
     for _ in range(2):
         add()
     _print(store, 1, "before")
-    _fill_disk(database)
-    while store.write_error is None:
-        _say(store, 1, "x" * 4000)
+    _overfill_disk(store, database)
     for number in range(100):
         _print(store, 1 + number % 2, str(number))
     wanted = ["before", *map(str, range(0, 100, 2))]
@@ -237,9 +241,7 @@ def test_full_disk_for_long_gives_up_printed_lines_says_how_many_and_loses_no_me
     monkeypatch.setattr(unsaved_module, "UNSAVED_LIMIT", 30)
     for _ in range(2):
         add()
-    _fill_disk(database)
-    while store.write_error is None:
-        _say(store, 1, "x" * 4000)
+    _overfill_disk(store, database)
     for number in range(100):
         _print(store, 1 + number % 2, str(number))
         _say(store, 1, str(number))

@@ -151,8 +151,8 @@ class LocalEngine:
         self.timeline = LocalTimeline(self._store)
         self.archive: Archive | None = None
         self._mark = f"{self._database.read_store_id()}:{uuid.uuid4().hex}"
-        is_unbounded = self._isolation is Isolation.NONE
-        self._traces = Traces(self._state_dir / _TRACES, observe_boot_id(), is_wanted=is_unbounded)
+        has_no_namespaces = self._isolation is Isolation.NONE
+        self._traces = Traces(self._state_dir / _TRACES, observe_boot_id(), is_wanted=has_no_namespaces)
         self._runner_options = self._build_runner_options()
         self._can_rehearse = False
         self._loop = EngineLoop(self._store, settings, self._start_runner, self._traces)
@@ -172,14 +172,14 @@ class LocalEngine:
 
     def _build_runner_options(self) -> tuple[str, ...]:
         """Return by what a runner's process is known, and how it keeps the state folder from its script."""
-        mark = ["--mark", f"{ENGINE_VARIABLE}={self._mark}"]
+        options = ["--mark", f"{ENGINE_VARIABLE}={self._mark}"]
         if self._isolation is Isolation.NONE:
-            mark += ["--traces", str(self._traces.folder.resolve())]
-        if not self._hides_state:
-            return tuple(mark)
-        # A mount namespace comes with the PID namespace.
-        option = "--hide" if self._isolation is Isolation.NONE else "--cover"
-        return (*mark, option, str(self._state_dir.resolve()))
+            options += ["--traces", str(self._traces.folder.resolve())]
+        if self._hides_state:
+            # A mount namespace comes with the PID namespace.
+            hiding = "--hide" if self._isolation is Isolation.NONE else "--cover"
+            options += [hiding, str(self._state_dir.resolve())]
+        return tuple(options)
 
     def _find_rehearsal_problem(self) -> str:
         """Say why a rehearsal could not be kept away from the telescope here, and what to do; empty: it can."""

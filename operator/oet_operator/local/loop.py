@@ -147,17 +147,18 @@ class EngineLoop:
     def recover(self, store_id: str, own_mark: str) -> None:
         """Take over what an earlier engine of this store left: call once, before `run`."""
         self._recover_marks = (store_id, own_mark)
-        open_ends = [one for one in self._store.list() if not one.is_finished or is_holding_unknown(one)]
-        self._traces.keep([one.uid for one in open_ends])
-        has_traces = any(self._traces.is_left(one.uid) for one in open_ends)
-        self._recover_kill_at = time.monotonic() + (TRACE_GRACE_SECONDS if has_traces else LEFTOVER_GRACE_SECONDS)
+        open_uids = []
         for execution in self._store.list():
             if not execution.is_finished or is_holding_unknown(execution):
                 # Without a runner's name nothing was started for it yet: it simply goes on.
                 target = self._recovering.add if execution.status.pod_name else self._dirty.append
                 target(_id(execution))
+                open_uids.append(execution.uid)
             elif is_armed(execution) or is_abort_due(execution) or is_outcome_open(execution):
                 self._dirty.append(_id(execution))
+        self._traces.keep(open_uids)
+        has_traces = any(map(self._traces.is_left, open_uids))
+        self._recover_kill_at = time.monotonic() + (TRACE_GRACE_SECONDS if has_traces else LEFTOVER_GRACE_SECONDS)
 
     def run(self) -> None:
         """Loop until the engine is shut down. Survives whatever an execution brings."""

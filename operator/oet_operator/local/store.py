@@ -280,8 +280,8 @@ class LocalStore:
 
     def _write(self, statements: _Statements, entries: Sequence[TimelineEntry], *, durable: bool) -> None:
         try:
-            unsaved = self._unsaved.build_statements() if self._unsaved else ()
-            self._database.write([*unsaved, *statements, *map(build_insert_entry, entries)])
+            waiting = self._unsaved.build_statements()
+            self._database.write([*waiting, *statements, *map(build_insert_entry, entries)])
         except sqlite3.Error as error:
             if self.write_error is None:
                 _log.error("cannot write %s: %s", self._database.path, error)
